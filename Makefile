@@ -1,0 +1,36 @@
+# Incident Relay: one line a habit. `make setup` is implied by every other target.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= python3
+CACHE  := .cache
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup fmt check test demo bench prove lock clean kafka
+
+setup: $(STAMP)
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: ## resolve the ranges of pyproject.toml again, without any index address in the result
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --output-file requirements-dev.lock
+
+fmt: setup
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+check: setup ## never edits
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) $(CACHE)

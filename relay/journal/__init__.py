@@ -1,0 +1,198 @@
+"""The contract of the journal: where changes, ledger and progress become durable in one transaction.
+
+Each task (a source, or a sink) has one owner, who holds its lease; only a held lease writes.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from relay.clock import Instant
+from relay.incidents import BadRecord, Event, Known
+from relay.sinks import Delivery, Position
+
+
+class PassState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where one reading of one view stands: resumed from `cursor` after a failure or a restart."""
+
+    view: Literal["update_time", "create_time"]
+    cursor: Instant
+    until: Instant
+    done: bool = False
+
+
+class PollState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A live poll in hand: both views, and the instant up to which it will be complete."""
+
+    as_of: Instant
+    passes: tuple[PassState, ...]
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of one source beside its incidents; stored with every page.
+
+    `identity` says which account and server this label belongs to, so that another tenant under an old
+    label is noticed. `complete_up_to` is None until the first poll has read every page of both views.
+    """
+
+    identity: str
+    first_start: Instant
+    start_from: Instant
+    complete_up_to: Instant | None = None
+    poll: PollState | None = None
+    backfill: PassState | None = None
+
+
+class PageCommit(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one page changes: written all or none."""
+
+    progress: Progress
+    rows: Sequence[Known] = ()
+    events: Sequence[Event] = ()
+    bad: Sequence[BadRecord] = ()
+
+
+EndpointState = Literal["ok", "failing", "paused", "parked", "disabled"]
+
+
+class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is remembered of a sink's far side across a restart."""
+
+    state: EndpointState = "ok"
+    since: Instant | None = None
+    failures: int = 0
+    paused_until: Instant | None = None
+    reason: str = ""
+
+
+OutcomeKind = Literal["done", "skipped", "superseded", "retry", "held", "dead"]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one claimed delivery. `due` goes with retry, `reason` with retry and dead."""
+
+    position: int
+    kind: OutcomeKind
+    due: Instant | None = None
+    reason: str = ""
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits for one sink. `oldest` is when the oldest waiting event was committed; None when nothing waits."""
+
+    events: int
+    oldest: Instant | None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """What was refused for good. `component` is `source` or `sink`, `name` its label, `position` 0 for a bad record."""
+
+    id: str
+    component: Literal["source", "sink"]
+    name: str
+    position: int
+    reason: str
+    attempts: int
+    committed: Instant
+    body: bytes
+
+
+class JournalUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Space: pages in use, in bytes, against the limit."""
+
+    used_bytes: int
+    limit_bytes: int
+    oldest_event: Instant | None
+
+
+class SourceLease(Protocol):
+    """The right to poll one source."""
+
+    name: str
+    progress: Progress | None
+
+    async def known(self, uuids: Sequence[str]) -> dict[str, Known]:
+        """What the ledger holds of these; includes every commit that returned."""
+        ...
+
+    async def count(self) -> int:
+        """How many incidents the ledger holds of this source."""
+        ...
+
+    async def commit(self, page: PageCommit) -> None:
+        """Writes all or none; durable on return, and only then visible to sinks.
+
+        May be given again after an unknown outcome: an event whose sequence the ledger already has is not added twice.
+        Raises JournalFull, JournalUnavailable, LeaseLost.
+        """
+        ...
+
+    async def room(self) -> None:
+        """Returns when a commit can succeed again."""
+        ...
+
+
+class SinkLease(Protocol):
+    """The right to send for one sink."""
+
+    name: str
+    endpoint: EndpointStatus
+
+    async def resume(self, position: Position) -> None:
+        """Takes over what an atomic sink's far side already holds: nothing up to there is claimed again.
+
+        A position of another journal is ignored. One beyond the end of this journal (a restored backup) lets its
+        numbering go on above it.
+        """
+        ...
+
+    async def claim(self, limit: int, *, in_order: bool) -> list[Delivery]:
+        """Waits for work, then hands out up to `limit` deliveries, oldest first; they are in flight until settled.
+
+        `in_order`: a run of the journal without holes, several versions of one incident included; what is due again
+        comes in batches of its own. Otherwise at most one unfinished delivery an incident.
+        """
+        ...
+
+    async def settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
+        """Records what became of claimed deliveries, in one transaction. Raises JournalUnavailable, LeaseLost."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """What waits, in flight included."""
+        ...
+
+    def dead_letters(self) -> AsyncIterator[DeadLetter]:
+        """Oldest first."""
+        ...
+
+
+class Journal(Protocol):
+    """Durable home of one relay."""
+
+    id: str
+
+    async def open(self) -> None:
+        """Locks or joins, verifies, migrates. Raises JournalLocked, JournalIncompatible, JournalUnavailable."""
+        ...
+
+    def source(self, name: str) -> SourceLease:
+        """The lease of this source."""
+        ...
+
+    def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SinkLease:
+        """The lease of this sink; `start` counts only the first time that the name is seen."""
+        ...
+
+    async def use(self) -> JournalUse:
+        """How much space is used."""
+        ...
+
+    async def tend(self) -> dict[str, Any]:
+        """Housekeeping: drops what is past its keeping, makes room. Returns what it did, for the log."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of the file or the group."""
+        ...
