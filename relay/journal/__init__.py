@@ -4,7 +4,7 @@ Each task (a source, or a sink) has one owner, who holds its lease; only a held 
 """
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -12,28 +12,35 @@ from relay.clock import Instant
 from relay.incidents import BadRecord, Event, Known
 from relay.sinks import Delivery, Position
 
+View = Literal["update_time", "create_time"]
+"""The time by which a pass reads: an incident that was never updated may have no update time."""
+
 
 class PassState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where one reading of one view stands: resumed from `cursor` after a failure or a restart."""
+    """Where one reading of one view stands: resumed from `cursor` after a failure or a restart.
 
-    view: Literal["update_time", "create_time"]
+    `until` is None before the first answer; the pass ends after the page that shows a later row.
+    """
+
+    view: View
     cursor: Instant
-    until: Instant
+    until: Instant | None = None
     done: bool = False
 
 
 class PollState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A live poll in hand: both views, and the instant up to which it will be complete."""
+    """A live poll in hand: both views, and the instant up to which it will be complete (None: no answer yet)."""
 
-    as_of: Instant
     passes: tuple[PassState, ...]
+    as_of: Instant | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known of one source beside its incidents; stored with every page.
 
-    `identity` says which account and server this label belongs to, so that another tenant under an old
-    label is noticed. `complete_up_to` is None until the first poll has read every page of both views.
+    `identity` says which account and server this label belongs to, so that another tenant under an old label is
+    noticed. `complete_up_to` is None until the first poll has read every page of both views. `backfill` holds the
+    passes that read the past; empty when none is wanted.
     """
 
     identity: str
@@ -41,7 +48,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     start_from: Instant
     complete_up_to: Instant | None = None
     poll: PollState | None = None
-    backfill: PassState | None = None
+    backfill: tuple[PassState, ...] = ()
+
+    @property
+    def backfill_done(self) -> bool:
+        """True when every incident of the past has been read."""
+        return all(one.done for one in self.backfill)
 
 
 class PageCommit(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +90,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """Deliveries in hand. `upto` is the position that is reached once they are settled; None out of sequence."""
+
+    deliveries: list[Delivery]
+    upto: int | None
+
+
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     """What waits for one sink. `oldest` is when the oldest waiting event was committed; None when nothing waits."""
 
@@ -96,6 +115,13 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     committed: Instant
     body: bytes
+
+
+class Tended(msgspec.Struct, frozen=True, kw_only=True):
+    """What housekeeping did: events deleted, and events expired per sink and (raw) severity."""
+
+    deleted: int
+    expired: dict[str, dict[str, int]]
 
 
 class JournalUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +158,10 @@ class SourceLease(Protocol):
         """Returns when a commit can succeed again."""
         ...
 
+    def dead_letters(self) -> AsyncIterator[DeadLetter]:
+        """Records that could not be read, oldest first."""
+        ...
+
 
 class SinkLease(Protocol):
     """The right to send for one sink."""
@@ -147,11 +177,12 @@ class SinkLease(Protocol):
         """
         ...
 
-    async def claim(self, limit: int, *, in_order: bool) -> list[Delivery]:
-        """Waits for work, then hands out up to `limit` deliveries, oldest first; they are in flight until settled.
+    async def claim(self, limit: int, *, in_order: bool, wait: bool = True) -> Claim:
+        """Hands out up to `limit` deliveries, oldest first; they are in flight until settled.
 
-        `in_order`: a run of the journal without holes, several versions of one incident included; what is due again
-        comes in batches of its own. Otherwise at most one unfinished delivery an incident.
+        Waits for work; without `wait` it may return nothing. `in_order`: a run of the journal without holes, several
+        versions of one incident included; what is due again comes in batches of its own. Otherwise at most one
+        unfinished delivery an incident.
         """
         ...
 
@@ -161,6 +192,10 @@ class SinkLease(Protocol):
 
     async def backlog(self) -> Backlog:
         """What waits, in flight included."""
+        ...
+
+    async def count_dead(self) -> int:
+        """How many dead letters this sink has."""
         ...
 
     def dead_letters(self) -> AsyncIterator[DeadLetter]:
@@ -177,20 +212,24 @@ class Journal(Protocol):
         """Locks or joins, verifies, migrates. Raises JournalLocked, JournalIncompatible, JournalUnavailable."""
         ...
 
-    def source(self, name: str) -> SourceLease:
+    async def source(self, name: str) -> SourceLease:
         """The lease of this source."""
         ...
 
-    def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SinkLease:
+    async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SinkLease:
         """The lease of this sink; `start` counts only the first time that the name is seen."""
+        ...
+
+    def oldest_call_seconds(self) -> float:
+        """For how long the oldest unfinished call has been waiting for the disk or the broker; 0 when none is."""
         ...
 
     async def use(self) -> JournalUse:
         """How much space is used."""
         ...
 
-    async def tend(self) -> dict[str, Any]:
-        """Housekeeping: drops what is past its keeping, makes room. Returns what it did, for the log."""
+    async def tend(self) -> Tended:
+        """Housekeeping: lets expire what is past its keeping, deletes what is delivered, makes room."""
         ...
 
     async def close(self) -> None:

@@ -1,0 +1,279 @@
+"""The daemon: every long-lived task of the relay on one screen, and the order in which they start and stop."""
+
+import asyncio
+import os
+import socket
+import tempfile
+import zlib
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.interval import IntervalTrigger
+
+from relay import __version__, web
+from relay.clock import Clock, Instant, SystemClock
+from relay.delivery import Courier
+from relay.errors import JournalError, JournalLocked
+from relay.journal import Journal
+from relay.metrics import Metrics
+from relay.settings import Settings
+from relay.status import RelayFacts
+from relay.tasks import Accounts, SourceTask, make_courier, make_journal, make_source
+
+log = structlog.get_logger()
+
+LOCK_PATIENCE_SECONDS = 10.0
+"""How long a start waits for the journal: a predecessor may still be draining."""
+PAGE_PATIENCE_SECONDS = 5.0
+"""How long a stop waits for the page in hand; every page is committed by itself, so nothing is lost after that."""
+TEND_SECONDS = 10.0
+REPORT_SECONDS = 2.0
+REQUESTS_A_POLL = 2
+"""Both views, one page each."""
+
+
+class Relay:
+    """One relay: its journal, its tasks, its servers."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics(self.clock)
+        self.journal: Journal = make_journal(settings, clock=self.clock)
+        self.sources: list[SourceTask] = []
+        self.couriers: list[Courier] = []
+        self.http_port = 0
+        self._accounts = Accounts(settings, clock=self.clock)
+        self._started = self.clock.now()
+        self._stopped_polling: tuple[str, Instant] | None = None
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Asks for an orderly stop; returns at once."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Runs until `stop`. Raises ConfigError or JournalError when it cannot start."""
+        listener = web.bind(self.settings.http.host, self.settings.http.port)
+        self.http_port = listener.getsockname()[1]
+        async with self._opened(), asyncio.TaskGroup() as group:
+
+            def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                task = group.create_task(work, name=name)
+                self._tasks.append(task)
+                return task
+
+            application = web.application(self)
+            admin = web.bind_admin(admin_socket_path(self.settings))
+            servers = [
+                start("serve http", web.serve(application, listener)),
+                start("serve the admin socket", web.serve(application, admin)),
+            ]
+            polling = [start(f"poll {source.name}", source.run()) for source in self.sources]
+            reading = [group.create_task(source.backfill(), name=f"backfill {source.name}") for source in self.sources]
+            sending = [start(f"deliver {courier.name}", courier.run()) for courier in self.couriers]
+            tending = [start("tend the journal", self._tend()), start("report figures", self._report())]
+            scheduler = self._schedule()
+            log.info(
+                "relay started", sources=len(self.sources), sinks=len(self.couriers), http_port=self.http_port
+            )
+            await self._stop.wait()
+            log.info("relay stopping")
+            self._tasks.clear()
+            scheduler.shutdown(wait=False)
+            await self._end_polls(polling, reading)
+            await self._drain(sending, self.settings.shutdown_grace.total_seconds())
+            for task in (*tending, *servers):
+                task.cancel()
+        admin_socket_path(self.settings).unlink(missing_ok=True)
+        log.info("relay stopped")
+
+    async def run_once(self) -> bool:
+        """One live poll a source, backfill to its end, deliver until nothing is due. False if anything failed or waits."""
+        async with self._opened(), asyncio.TaskGroup() as group:
+            sending = [
+                group.create_task(courier.run(), name=f"deliver {courier.name}") for courier in self.couriers
+            ]
+            results = await asyncio.gather(*(source.once() for source in self.sources))
+            await self._drain(sending, None)
+            backlogs = [await courier.backlog() for courier in self.couriers]
+        return all(results) and not any(backlog.events for backlog in backlogs)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        """The journal open, every lease taken; and everything closed again, clients and journal last."""
+        await self._open_journal()
+        try:
+            for name in self.settings.sources:
+                self.sources.append(
+                    await make_source(
+                        name,
+                        settings=self.settings,
+                        journal=self.journal,
+                        accounts=self._accounts,
+                        metrics=self.metrics,
+                        clock=self.clock,
+                    )
+                )
+            for name in self.settings.sinks:
+                self.couriers.append(
+                    await make_courier(
+                        name, settings=self.settings, journal=self.journal, metrics=self.metrics, clock=self.clock
+                    )
+                )
+            self.metrics.tasks_held.labels("source").set(len(self.sources))
+            self.metrics.tasks_held.labels("sink").set(len(self.couriers))
+            yield
+        finally:
+            for courier in self.couriers:
+                await courier.close(timeout_seconds=5.0)
+            for source in self.sources:
+                await source.close()
+            await self._accounts.close()
+            await self.journal.close()
+
+    async def _open_journal(self) -> None:
+        deadline = self.clock.monotonic() + LOCK_PATIENCE_SECONDS
+        while True:
+            try:
+                return await self.journal.open()
+            except JournalLocked:
+                if self.clock.monotonic() > deadline:
+                    raise
+                await self.clock.sleep(0.2)
+
+    # -- keeping time ---------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> AsyncIOScheduler:
+        """Keeps time only: a job sets an event, a task of ours polls."""
+        scheduler = AsyncIOScheduler(
+            timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+        )
+        stretch = self._stretch()
+        for source in self.sources:
+            interval = self.settings.sources[source.name].poll_interval.total_seconds() * stretch
+            source.poll_interval_seconds = interval
+            self.metrics.poll_interval.labels(source.name).set(interval)
+            offset = zlib.crc32(source.name.encode()) % 1000 / 1000 * interval
+            scheduler.add_job(
+                source.on_tick,
+                IntervalTrigger(
+                    seconds=interval, start_date=datetime.now(UTC) + timedelta(seconds=offset), timezone=UTC
+                ),
+                id=source.name,
+            )
+        scheduler.start()
+        return scheduler
+
+    def _stretch(self) -> float:
+        """How much longer every interval gets when polling alone would exceed the budget of requests."""
+        wanted = sum(
+            REQUESTS_A_POLL / source.poll_interval.total_seconds() for source in self.settings.sources.values()
+        )
+        factor = max(1.0, wanted / self.settings.api.requests_per_second)
+        if factor > 1.0:
+            log.warning(
+                "poll intervals stretched",
+                factor=round(factor, 2),
+                requests_per_second=self.settings.api.requests_per_second,
+            )
+        return factor
+
+    async def _tend(self) -> None:
+        """Housekeeping of the journal, for ever."""
+        while True:
+            try:
+                done = await self.journal.tend()
+            except JournalError as error:
+                self.metrics.errors.labels("journal", error.reason).inc()
+                log.warning("journal could not be tended", error=str(error))
+            else:
+                for courier in self.couriers:
+                    courier.expired(done.expired.get(courier.name, {}))
+                if done.deleted:
+                    log.debug("delivered events deleted", events=done.deleted)
+            await self.clock.sleep(TEND_SECONDS)
+
+    async def _report(self) -> None:
+        """Brings the gauges up to date, for ever."""
+        while True:
+            try:
+                use = await self.journal.use()
+                self.metrics.journal_bytes.set(use.used_bytes)
+                self.metrics.journal_limit.set(use.limit_bytes)
+                for courier in self.couriers:
+                    await courier.report()
+            except JournalError as error:
+                self.metrics.errors.labels("journal", error.reason).inc()
+            for source in self.sources:
+                source.report()
+            await self.clock.sleep(REPORT_SECONDS)
+
+    # -- stopping -------------------------------------------------------------------------------------------------
+
+    async def _end_polls(self, polling: list[asyncio.Task[None]], reading: list[asyncio.Task[None]]) -> None:
+        """No new polls; the one in hand gets a few seconds, and what is committed stays."""
+        for source in self.sources:
+            source.finish()
+        await asyncio.wait(polling, timeout=PAGE_PATIENCE_SECONDS)
+        for task in (*polling, *reading):
+            task.cancel()
+        await asyncio.gather(*polling, *reading, return_exceptions=True)
+
+    async def _drain(self, sending: list[asyncio.Task[None]], grace_seconds: float | None) -> None:
+        for courier in self.couriers:
+            courier.drain()
+        _done, left = await asyncio.wait(sending, timeout=grace_seconds)
+        for task in left:
+            log.warning("delivery was cut short by shutdown_grace", task=task.get_name())
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    # -- what is shown --------------------------------------------------------------------------------------------
+
+    def ended_tasks(self) -> list[str]:
+        """Long-lived tasks that are no longer running though nobody asked for a stop."""
+        return [task.get_name() for task in self._tasks if task.done()]
+
+    def stuck_seconds(self) -> float:
+        """For how long the oldest unfinished call to the journal has been waiting."""
+        return self.journal.oldest_call_seconds()
+
+    async def facts(self) -> RelayFacts:
+        """Everything that the status says."""
+        use = await self.journal.use()
+        stopped = next((source for source in self.sources if source.state == "stopped"), None)
+        return RelayFacts(
+            now=self.clock.now(),
+            version=__version__,
+            process=f"{socket.gethostname()}:{os.getpid()}",
+            started=self._started,
+            sources=[source.facts() for source in self.sources],
+            sinks=[await courier.facts() for courier in self.couriers],
+            journal_used_bytes=use.used_bytes,
+            journal_limit_bytes=use.limit_bytes,
+            journal_oldest_event=use.oldest_event,
+            polling_stopped_reason=stopped.error if stopped else None,
+            polling_stopped_since=stopped.since if stopped else None,
+            budget_requests_per_second=self.settings.api.requests_per_second,
+            used_requests_per_second=self._accounts.requests_per_second(),
+        )
+
+
+def admin_socket_path(settings: Settings) -> Path:
+    """Where the admin socket is: as configured, or beside the journal (in the temporary folder if that is too long)."""
+    if settings.admin_socket != "auto":
+        return Path(settings.admin_socket)
+    beside = settings.journal.path.with_name(f"{settings.journal.path.name}.sock")
+    if len(os.fsencode(beside)) < 100:
+        return beside
+    name = f"incident-relay-{zlib.crc32(os.fsencode(beside.resolve())):08x}.sock"
+    return Path(tempfile.gettempdir()) / name

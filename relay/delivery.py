@@ -1,0 +1,170 @@
+"""Delivery of one sink: claim a run of the journal, send it, settle it. Knows neither storage nor the far side.
+
+Acknowledging is the last step: nothing is settled before the sink's `send` returned. Sinks of this stage take batches
+in the order of the journal, one at a time.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from relay.clock import SECOND, Clock, Instant
+from relay.endpoint import Endpoint
+from relay.errors import ConfigError, Gone, JournalError, Refused, SinkError, Unavailable
+from relay.journal import Claim, Outcome, OutcomeKind, SinkLease
+from relay.metrics import SinkMetrics
+from relay.sinks import Delivery, Sink
+
+log = structlog.get_logger()
+
+
+class Courier:
+    """Carries events to one sink for as long as `run` runs."""
+
+    def __init__(self, *, sink: Sink, lease: SinkLease, metrics: SinkMetrics, clock: Clock) -> None:
+        self.name = lease.name
+        self.endpoint = Endpoint(lease.endpoint, clock=clock)
+        self.last_success: Instant | None = None
+        self.next_try: Instant | None = None
+        self._sink = sink
+        self._lease = lease
+        self._metrics = metrics
+        self._clock = clock
+        self._log = log.bind(sink=lease.name)
+        self._opened = False
+        self._draining = asyncio.Event()
+        metrics.entered(self.endpoint.status.state)
+
+    async def run(self) -> None:
+        """Delivers until `drain` was called and nothing is due, or the endpoint is down while draining."""
+        while True:
+            try:
+                if await self._step():
+                    return
+            except SinkError as error:
+                await self._failed(error)
+            except JournalError as error:
+                self._metrics.settled("retried", error.reason, 0)
+                self._log.warning("delivery could not be recorded", error=str(error))
+                await self._pause(self.endpoint.next_probe_seconds())
+            if self._draining.is_set() and self.endpoint.status.state != "ok":
+                return
+
+    def drain(self) -> None:
+        """Lets `run` return once nothing is due any more."""
+        self._draining.set()
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Lets go of the far side."""
+        await self._sink.close(timeout_seconds)
+
+    async def _step(self) -> bool:
+        """One batch; True when draining is done."""
+        if self.endpoint.status.state == "parked":
+            await self._draining.wait()
+            return True
+        if not self._opened:
+            await self._open()
+        claim = await self._claim()
+        if not claim.deliveries:
+            return self._draining.is_set()
+        await self._deliver(claim)
+        return False
+
+    async def _open(self) -> None:
+        try:
+            position = await self._sink.open()
+        except ConfigError as error:
+            raise Unavailable(str(error), reason=error.reason) from error
+        if position is not None:
+            await self._lease.resume(position)
+        self._opened = True
+        self._log.debug("sink opened", position=position.position if position else None)
+
+    async def _claim(self) -> Claim:
+        """Waits for work or for the order to drain, whichever comes first."""
+        limit = self._sink.max_batch
+        if self._draining.is_set():
+            return await self._lease.claim(limit, in_order=True, wait=False)
+        claiming = asyncio.create_task(self._lease.claim(limit, in_order=True), name=f"claim {self.name}")
+        draining = asyncio.create_task(self._draining.wait(), name=f"drain {self.name}")
+        try:
+            await asyncio.wait({claiming, draining}, return_when=asyncio.FIRST_COMPLETED)
+            return claiming.result() if claiming.done() else Claim(deliveries=[], upto=None)
+        finally:
+            for task in (claiming, draining):
+                task.cancel()
+            await asyncio.gather(claiming, draining, return_exceptions=True)
+
+    async def _deliver(self, claim: Claim) -> None:
+        """Sends one claim; what the sink refuses becomes dead letters, and the rest is sent without them."""
+        batch: Sequence[Delivery] = claim.deliveries
+        try:
+            while True:
+                started = self._clock.monotonic()
+                try:
+                    await self._sink.send(batch, upto=claim.upto)
+                    break
+                except Refused as refused:
+                    await self._bury(refused)
+                    batch = [d for d in batch if d.position not in refused.positions]
+        except SinkError:
+            self._opened = not self._sink.atomic
+            await self._settle(batch, "held")
+            raise
+        await self._settle(batch, "done")
+        self._delivered(batch, seconds=self._clock.monotonic() - started)
+
+    async def _settle(self, batch: Sequence[Delivery], kind: OutcomeKind) -> None:
+        recovered = kind == "done" and self.endpoint.recovered()
+        await self._lease.settle(
+            [Outcome(position=delivery.position, kind=kind) for delivery in batch],
+            self.endpoint.status if recovered else None,
+        )
+        if recovered:
+            self._metrics.entered("ok")
+            self._log.info("sink recovered", failures=self.endpoint.failures_before)
+
+    async def _bury(self, refused: Refused) -> None:
+        """Dead letters are durable before the rest of the batch moves the position past them."""
+        await self._lease.settle(
+            [Outcome(position=at, kind="dead", reason=reason) for at, reason in refused.positions.items()]
+        )
+        self._metrics.settled("dead", refused.reason, len(refused.positions))
+        self._metrics.buried(await self._lease.count_dead())
+        self._log.error("events became dead letters", events=len(refused.positions), reason=str(refused))
+
+    def _delivered(self, batch: Sequence[Delivery], *, seconds: float) -> None:
+        now = self.last_success = self._clock.now()
+        lags = [(now - delivery.updated) / SECOND for delivery in batch if delivery.origin == "poll"]
+        self._metrics.delivered(lags, events=len(batch), seconds=seconds)
+        self._log.debug("batch delivered", events=len(batch), seconds=round(seconds, 3))
+
+    async def _failed(self, error: SinkError) -> None:
+        """The endpoint is at fault: nothing is lost, everything is held, and tried again after a while."""
+        first = self.endpoint.failed(error, gone=isinstance(error, Gone))
+        self._metrics.settled("retried", error.reason, 1)
+        self._metrics.entered(self.endpoint.status.state)
+        wait = self.endpoint.next_probe_seconds(error)
+        if first:
+            await self._lease.settle([], self.endpoint.status)
+            self._log.warning(
+                "sink parked" if self.endpoint.status.state == "parked" else "sink failed",
+                reason=error.reason,
+                error=str(error),
+                next_try_seconds=round(wait, 1),
+            )
+        await self._pause(wait)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits that long, or until draining begins."""
+        if self.endpoint.status.state == "parked":
+            return
+        self.next_try = self._clock.now() + int(seconds * SECOND)
+        waiting = asyncio.create_task(self._clock.sleep(seconds), name=f"pause {self.name}")
+        draining = asyncio.create_task(self._draining.wait(), name=f"drain {self.name}")
+        await asyncio.wait({waiting, draining}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (waiting, draining):
+            task.cancel()
+        await asyncio.gather(waiting, draining, return_exceptions=True)

@@ -1,0 +1,80 @@
+"""The request rate of this process towards ESET Connect: evenly spaced, live polling first, the rest under ceilings.
+
+ESET counts calls by originating address too, so one budget serves every source. Not here: waiting after a 429, which
+is the account's (`relay.eset.exchange`).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from aiolimiter import AsyncLimiter
+
+Lane = Literal["live", "backfill", "sweep", "enrich"]
+
+CEILINGS: Final[Mapping[Lane, float]] = {"backfill": 0.5, "sweep": 0.25, "enrich": 0.25}
+"""The most that a lane may take of the budget; live polling may take all of it."""
+
+
+class RateBudget:
+    """Hands out turns to send a request, never two closer than 1 / rate seconds."""
+
+    def __init__(self, requests_per_second: float = 8.0, *, share: float = 1.0) -> None:
+        self._requests_per_second = requests_per_second
+        self._share = share
+        self._live_waiting = 0
+        self._no_live = asyncio.Event()
+        self._no_live.set()
+        self._others = asyncio.Lock()
+        self._set_limiters()
+
+    @property
+    def requests_per_second(self) -> float:
+        """What this process may send: the address's budget times our share of it."""
+        return self._requests_per_second * self._share
+
+    def change(self, *, requests_per_second: float | None = None, share: float | None = None) -> None:
+        """Sets another budget for the address, or this process's share of it (its sources / all sources).
+
+        Who waits already goes on under the new one.
+        """
+        if requests_per_second is not None:
+            self._requests_per_second = requests_per_second
+        if share is not None:
+            self._share = share
+        self._set_limiters()
+
+    async def turn(self, lane: Lane) -> None:
+        """Returns when one request of this lane may be sent.
+
+        A live request waits for at most one request of another lane; other lanes wait while a live one does.
+        """
+        if lane == "live":
+            await self._live_turn()
+            return
+        await self._pass(lane)
+        async with self._others:
+            await self._no_live.wait()
+            await self._pass("live")
+
+    async def _live_turn(self) -> None:
+        self._live_waiting += 1
+        self._no_live.clear()
+        try:
+            await self._pass("live")
+        finally:
+            self._live_waiting -= 1
+            if not self._live_waiting:
+                self._no_live.set()
+
+    async def _pass(self, lane: Lane) -> None:
+        limiter = None
+        while limiter is not self._limiters[lane]:  # changed meanwhile: wait for the new one as well
+            limiter = self._limiters[lane]
+            await limiter.acquire()
+
+    def _set_limiters(self) -> None:
+        rate = self.requests_per_second
+        ceilings: dict[Lane, float] = {"live": 1.0, **CEILINGS}
+        # One unit a period: no burst, ever.
+        self._limiters = {lane: AsyncLimiter(1, 1 / (rate * ceiling)) for lane, ceiling in ceilings.items()}

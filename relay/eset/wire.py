@@ -1,0 +1,162 @@
+"""The bodies that ESET Connect answers with, read record by record: a bad record never spoils its page.
+
+Not here: HTTP. Source: `v2ListIncidentsResponse` and `v2GetIncidentResponse` of ESET's OpenAPI document.
+"""
+
+import re
+from typing import Any, TypedDict
+
+import msgspec
+
+from relay.clock import Instant
+from relay.errors import BadAnswer
+from relay.incidents import BadRecord, Observed, parse_instant, tracked_values
+
+MAX_BAD_RECORD_BYTES = 64 * 1024
+
+_BOM = b"\xef\xbb\xbf"
+# Python's reader knows such escapes, msgspec's does not; an escaped backslash before the `u` makes it plain text.
+_ESCAPED_SURROGATE = re.compile(
+    rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+class DecodedPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of the list: what could be read in the order of the page, and what could not."""
+
+    observed: list[Observed]
+    bad: list[BadRecord]
+    next_page_token: str = ""
+
+
+class _Page(msgspec.Struct):
+    incidents: list[msgspec.Raw] | None = None
+    next_page_token: str | None = msgspec.field(name="nextPageToken", default=None)
+    code: Any = None
+    error: Any = None
+
+
+class _Single(msgspec.Struct):
+    incident: msgspec.Raw | None = None
+    uuid: msgspec.Raw | None = None
+
+
+class _Record(TypedDict, total=False):
+    """The fields that the relay reads; of any type, for one odd value must not cost an incident."""
+
+    uuid: Any
+    createTime: Any
+    updateTime: Any
+    status: Any
+    severity: Any
+    resolveReason: Any
+    assigneeUuid: Any
+    displayName: Any
+    description: Any
+    tags: Any
+    metrics: Any
+
+
+_read_page = msgspec.json.Decoder(_Page).decode
+_read_single = msgspec.json.Decoder(_Single).decode
+_read_record = msgspec.json.Decoder(_Record).decode
+
+
+def decode_page(body: bytes) -> DecodedPage:
+    """The body of a 200 to `GET /v2/incidents`.
+
+    An object without incidents is an empty page. Raises BadAnswer for what is no page: empty, truncated, not JSON,
+    not an object (`null` and `[]` too), or an error object under a 200.
+    """
+    body = _compact(body)
+    try:
+        page = _read_page(body)
+    except msgspec.MsgspecError as exc:
+        raise BadAnswer(f"a page of another shape: {exc}", status=200) from None
+    if page.incidents is None and (page.code is not None or page.error is not None):
+        raise BadAnswer("an error object in place of a page", status=200)
+    observed: list[Observed] = []
+    bad: list[BadRecord] = []
+    for raw in page.incidents or ():
+        record = _observe(bytes(raw))
+        if isinstance(record, Observed):
+            observed.append(record)
+        else:
+            bad.append(record)
+    return DecodedPage(observed=observed, bad=bad, next_page_token=page.next_page_token or "")
+
+
+def decode_incident(body: bytes) -> Observed:
+    """The body of a 200 to `GET /v2/incidents/{uuid}`; the incident may come bare or under `incident`.
+
+    Raises BadAnswer for what is no incident.
+    """
+    body = _compact(body)
+    try:
+        single = _read_single(body)
+    except msgspec.MsgspecError as exc:
+        raise BadAnswer(f"an incident of another shape: {exc}", status=200) from None
+    record = _observe(bytes(single.incident) if single.incident is not None else body)
+    if isinstance(record, BadRecord):
+        raise BadAnswer(f"an incident that cannot be read: {record.reason}", status=200)
+    return record
+
+
+def _compact(body: bytes) -> bytes:
+    """The same JSON as UTF-8 without white space; numbers, escapes, order and repeated keys stay as they are.
+
+    Half surrogate pairs and broken UTF-8 become U+FFFD: names come from attackers' files, and an incident must not
+    stay unseen for one. Raises BadAnswer.
+    """
+    try:
+        return _format(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
+    try:
+        return _format(_mended(body))
+    except msgspec.MsgspecError as exc:
+        raise BadAnswer(f"not JSON, or cut short: {exc}", status=200) from None
+
+
+def _format(body: bytes) -> bytes:
+    body.decode()  # msgspec does not look at the bytes of text that it only carries
+    try:
+        return msgspec.json.format(body, indent=-1)
+    except RecursionError:
+        raise BadAnswer("JSON nested too deeply", status=200) from None
+
+
+def _mended(body: bytes) -> bytes:
+    text = body.removeprefix(_BOM).decode(errors="replace").encode()
+    return _ESCAPED_SURROGATE.sub(lambda match: match[0] if match[2] else match[1] + rb"\ufffd", text)
+
+
+def _observe(raw: bytes) -> Observed | BadRecord:
+    try:
+        record = _read_record(raw)
+    except msgspec.MsgspecError as exc:
+        return _bad(f"not an incident: {exc}", raw)
+    get = record.get
+    uuid = get("uuid")
+    if not isinstance(uuid, str) or not uuid:
+        return _bad("no uuid", raw)
+    try:
+        created = parse_instant(text) if (text := get("createTime")) else None
+        updated = parse_instant(text) if (text := get("updateTime")) else None
+    except (ValueError, TypeError):
+        return _bad("a time that is not RFC 3339", raw)
+    if created is None and updated is None:
+        return _bad("no time", raw)
+    return Observed(
+        uuid=uuid,
+        created=updated if created is None else created,  # type: ignore[arg-type]  # one of them is there
+        updated=created if updated is None else updated,  # type: ignore[arg-type]
+        created_shown=created is not None,
+        updated_shown=updated is not None,
+        values=tracked_values(record, get("metrics")),
+        raw=raw,
+    )
+
+
+def _bad(reason: str, raw: bytes) -> BadRecord:
+    return BadRecord(reason=reason, raw=raw[:MAX_BAD_RECORD_BYTES])

@@ -1,0 +1,901 @@
+"""The embedded journal: one SQLite file, one process, one connection in one thread.
+
+WAL, synchronous FULL, exclusive lock; every method that writes is one transaction. Not a queue for other programs.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from relay.clock import SECOND, Clock, Instant
+from relay.errors import (
+    JournalError,
+    JournalFull,
+    JournalIncompatible,
+    JournalLocked,
+    JournalUnavailable,
+)
+from relay.formats import native
+from relay.incidents import Event, Known
+from relay.journal import (
+    Backlog,
+    Claim,
+    DeadLetter,
+    EndpointStatus,
+    JournalUse,
+    Outcome,
+    PageCommit,
+    Progress,
+    Tended,
+)
+from relay.sinks import Delivery, Position
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x49524A31  # "IRJ1"
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE source (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, progress BLOB);
+    CREATE TABLE incident (
+        id INTEGER PRIMARY KEY, source INTEGER NOT NULL, uuid TEXT NOT NULL,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL, newest INTEGER NOT NULL, sequence INTEGER NOT NULL,
+        digest BLOB NOT NULL, digest_version INTEGER NOT NULL, fields BLOB NOT NULL, gone INTEGER NOT NULL
+    );
+    CREATE UNIQUE INDEX incident_uuid ON incident (source, uuid);
+    CREATE TABLE event (
+        position INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, kind TEXT NOT NULL, source INTEGER NOT NULL,
+        origin TEXT NOT NULL, uuid TEXT NOT NULL, sequence INTEGER NOT NULL, updated INTEGER NOT NULL,
+        severity TEXT NOT NULL, committed INTEGER NOT NULL, body BLOB NOT NULL
+    );
+    CREATE TABLE sink (
+        name TEXT PRIMARY KEY, position INTEGER NOT NULL, keep_seconds REAL NOT NULL, endpoint BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE pending (
+        sink TEXT NOT NULL, position INTEGER NOT NULL, source INTEGER NOT NULL, uuid TEXT NOT NULL,
+        attempts INTEGER NOT NULL, due INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (sink, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX pending_incident ON pending (sink, source, uuid, position);
+    CREATE TABLE dead (
+        id TEXT NOT NULL, component TEXT NOT NULL, name TEXT NOT NULL, position INTEGER NOT NULL, reason TEXT NOT NULL,
+        attempts INTEGER NOT NULL, committed INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (component, name, id)
+    ) WITHOUT ROWID;
+    CREATE INDEX dead_position ON dead (component, name, position);
+    CREATE TABLE expired (
+        sink TEXT NOT NULL, severity TEXT NOT NULL, events INTEGER NOT NULL, first INTEGER NOT NULL,
+        last INTEGER NOT NULL, PRIMARY KEY (sink, severity)
+    ) WITHOUT ROWID;
+    """,
+)
+"""One script a schema version, for ever: a released one is never edited."""
+
+FULL_RATIO: Final = 0.9
+"""Above it new changes are refused, so that acknowledgements still fit."""
+SHORT_RATIO: Final = 0.8
+"""Above it delivered events go before their retention ends."""
+_SLICE = 2_000
+"""Events deleted in one transaction: a few milliseconds, so that nothing waits long behind it."""
+_LOCK_TRIES_SECONDS = 0.2
+_EVENT_COLUMNS = "e.position, e.id, e.kind, s.name, e.origin, e.uuid, e.sequence, e.updated, e.severity, e.body"
+_ROWS_A_STATEMENT = 100
+"""Rows in one INSERT: each statement lets go of Python's lock once, so fewer statements mean less waiting for it."""
+
+
+def _insert(
+    table: str, columns: int, tail: str = ""
+) -> Callable[[sqlite3.Connection, Sequence[tuple[Any, ...]]], None]:
+    """A function that inserts many rows in few statements; `table` is `name (columns)`."""
+    row = f"({', '.join('?' * columns)})"
+    many = f"INSERT INTO {table} VALUES {', '.join([row] * _ROWS_A_STATEMENT)} {tail}"  # noqa: S608  # only our names
+    one = f"INSERT INTO {table} VALUES {row} {tail}"  # noqa: S608
+
+    def insert(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        whole = len(rows) - len(rows) % _ROWS_A_STATEMENT
+        for start in range(0, whole, _ROWS_A_STATEMENT):
+            db.execute(many, tuple(chain.from_iterable(rows[start : start + _ROWS_A_STATEMENT])))
+        db.executemany(one, rows[whole:])
+
+    return insert
+
+
+_insert_events = _insert("event (id, kind, source, origin, uuid, sequence, updated, severity, committed, body)", 10)
+_upsert_incidents = _insert(
+    "incident (source, uuid, created, updated, newest, sequence, digest, digest_version, fields, gone)",
+    10,
+    "ON CONFLICT (source, uuid) DO UPDATE SET updated = excluded.updated, newest = excluded.newest, "
+    "sequence = excluded.sequence, digest = excluded.digest, digest_version = excluded.digest_version, "
+    "fields = excluded.fields, gone = excluded.gone",
+)
+
+
+class SqliteJournal:
+    """One relay's journal in one file. `path` is created when missing."""
+
+    def __init__(self, path: Path, *, max_bytes: int, retention_seconds: float, clock: Clock) -> None:
+        self.path = path
+        self.id = ""
+        self._max_bytes = max_bytes
+        self._retention_seconds = retention_seconds
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        self._db: sqlite3.Connection | None = None
+        self._lock_file: int | None = None
+        self._sinks: dict[str, SqliteSinkLease] = {}
+        self._roomy = asyncio.Event()
+        self._calls: dict[asyncio.Future[Any], float] = {}
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Locks, verifies, migrates. Raises JournalLocked, JournalIncompatible, JournalUnavailable."""
+        self._take_lock()
+        try:
+            await self._in_thread(self._connect)
+        except BaseException:
+            self._release_lock()
+            raise
+        self._roomy.set()
+
+    async def close(self) -> None:
+        """Lets go of the file; what was committed stays."""
+        if self._db is not None:
+            await self._in_thread(self._disconnect)
+        self._thread.shutdown()
+        self._release_lock()
+
+    def _take_lock(self) -> None:
+        """Names the holder to whoever comes second; SQLite's own exclusive lock stays the real guard."""
+        try:
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise JournalUnavailable(
+                f"cannot write beside the journal {self.path}: {exc.strerror}; give the relay a writable folder"
+            ) from exc
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise JournalLocked(
+                f"the journal {self.path} is held by {holder or 'another process'}; stop that relay first"
+            ) from exc
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._lock_file = descriptor
+
+    def _release_lock(self) -> None:
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def _connect(self) -> None:
+        new = not self.path.exists() or self.path.stat().st_size == 0
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCK_TRIES_SECONDS, cached_statements=64)
+        try:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            if new:
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            else:
+                self._require_ours(db)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA cache_size = -32768")
+            db.execute("PRAGMA wal_autocheckpoint = 4000")
+            db.execute(f"PRAGMA max_page_count = {max(1, self._max_bytes // _pragma(db, 'page_size'))}")
+            self._migrate(db)
+            self.id = str(db.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
+        except sqlite3.Error as exc:
+            db.close()
+            raise self._mapped(exc) from exc
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+
+    def _require_ours(self, db: sqlite3.Connection) -> None:
+        if _pragma(db, "application_id") != APPLICATION_ID:
+            raise JournalIncompatible(
+                f"{self.path} is a database, but not a journal of Incident Relay; name another journal.path"
+            )
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        version = _pragma(db, "user_version")
+        if version > len(MIGRATIONS):
+            raise JournalIncompatible(
+                f"{self.path} was written by a newer relay (schema {version}, this one knows {len(MIGRATIONS)}); "
+                "run that version, or restore the backup beside the file"
+            )
+        if version == len(MIGRATIONS):
+            db.execute("BEGIN IMMEDIATE")  # takes the exclusive lock now, not at the first write
+            db.execute("COMMIT")
+            return
+        if version:
+            copy = self.path.with_name(f"{self.path.name}.v{version}.bak")
+            copy.unlink(missing_ok=True)
+            db.execute("VACUUM INTO ?", (str(copy),))
+        with _transaction(db):
+            for script in MIGRATIONS[version:]:
+                for statement in filter(str.strip, script.split(";")):
+                    db.execute(statement)
+            if not version:
+                db.execute("INSERT INTO meta VALUES ('id', ?)", (secrets.token_hex(8),))
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _disconnect(self) -> None:
+        assert self._db is not None  # noqa: S101  # open() comes first
+        self._db.close()
+        self._db = None
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Runs in the connection's thread. A cancelled caller leaves a begun transaction to end by itself."""
+        call = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        self._calls[call] = self._clock.monotonic()
+        call.add_done_callback(self._ended)
+        return await asyncio.shield(call)
+
+    def _ended(self, call: "asyncio.Future[Any]") -> None:
+        del self._calls[call]
+        if not call.cancelled():
+            call.exception()  # its caller may be gone: an unread error is not a second one
+
+    def oldest_call_seconds(self) -> float:
+        """For how long the oldest unfinished call has been waiting for the disk; 0 when none is."""
+        return self._clock.monotonic() - min(self._calls.values(), default=self._clock.monotonic())
+
+    async def run(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
+        """One piece of work with the connection; `write` makes it one transaction. Raises JournalError."""
+
+        def call() -> T:
+            db = self._db
+            if db is None:
+                raise JournalUnavailable(f"the journal {self.path} is closed")
+            try:
+                if not write:
+                    return work(db)
+                with _transaction(db):
+                    return work(db)
+            except sqlite3.Error as exc:
+                raise self._mapped(exc) from exc
+
+        return await self._in_thread(call)
+
+    def _mapped(self, exc: sqlite3.Error) -> JournalError:
+        code = getattr(exc, "sqlite_errorcode", None)
+        primary = code & 0xFF if code is not None else None
+        if primary in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            return JournalLocked(f"the journal {self.path} is locked by another process; stop it first")
+        if primary in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            return JournalIncompatible(
+                f"the journal {self.path} is damaged or not a journal ({exc}); restore a backup, or move the file away "
+                "to start anew"
+            )
+        if primary == sqlite3.SQLITE_FULL:
+            return JournalUnavailable(f"no room to write the journal {self.path}: its volume or max_bytes is full")
+        return JournalUnavailable(f"the journal {self.path} could not be used: {exc}")
+
+    # -- leases -------------------------------------------------------------------------------------------------
+
+    async def source(self, name: str) -> "SqliteSourceLease":
+        """The lease of this source; on this journal the process owns all, for as long as it runs."""
+
+        def work(db: sqlite3.Connection) -> tuple[int, bytes | None]:
+            db.execute("INSERT INTO source (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
+            row: tuple[int, bytes | None] = db.execute(
+                "SELECT id, progress FROM source WHERE name = ?", (name,)
+            ).fetchone()
+            return row
+
+        ident, progress = await self.run(work, write=True)
+        decoded = msgspec.json.decode(progress, type=Progress) if progress else None
+        return SqliteSourceLease(self, name, ident, decoded, self._clock)
+
+    async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> "SqliteSinkLease":
+        """The lease of this sink; `start` counts only the first time that the name is seen."""
+
+        def work(db: sqlite3.Connection) -> tuple[int, bytes, set[int]]:
+            first = _last_position(db) if start == "now" else 0
+            fresh = msgspec.json.encode(EndpointStatus())
+            db.execute(
+                "INSERT INTO sink VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (name, first, keep_seconds, fresh)
+            )
+            db.execute("UPDATE sink SET keep_seconds = ? WHERE name = ?", (keep_seconds, name))
+            position, endpoint = db.execute("SELECT position, endpoint FROM sink WHERE name = ?", (name,)).fetchone()
+            return position, endpoint, _settled_above(db, name, position)
+
+        position, endpoint, settled = await self.run(work, write=True)
+        status = msgspec.json.decode(endpoint, type=EndpointStatus)
+        lease = SqliteSinkLease(self, name, position=position, settled=settled, endpoint=status, clock=self._clock)
+        self._sinks[name] = lease
+        return lease
+
+    # -- space --------------------------------------------------------------------------------------------------
+
+    async def use(self) -> JournalUse:
+        """Pages in use (free ones don't count) against the limit."""
+
+        def work(db: sqlite3.Connection) -> JournalUse:
+            oldest = db.execute("SELECT committed FROM event ORDER BY position LIMIT 1").fetchone()
+            return JournalUse(
+                used_bytes=_used_bytes(db),
+                limit_bytes=self._max_bytes,
+                oldest_event=oldest[0] if oldest else None,
+            )
+
+        return await self.run(work, write=False)
+
+    def committed(self, events: int) -> None:
+        """Wakes the sinks: new events are durable."""
+        if events:
+            for lease in self._sinks.values():
+                lease.wake()
+
+    def require_room(self, db: sqlite3.Connection) -> None:
+        """Raises JournalFull when changes no longer fit beside the acknowledgements."""
+        if _used_bytes(db) >= FULL_RATIO * self._max_bytes:
+            self._roomy.clear()
+            raise JournalFull(
+                f"the journal {self.path} is full: {FULL_RATIO:.0%} of max_bytes = {self._max_bytes} is used by events "
+                "that wait for a sink; bring that sink back, or raise journal.max_bytes"
+            )
+
+    async def room(self) -> None:
+        """Returns when a commit can succeed again; tend() is what makes room."""
+        await self._roomy.wait()
+
+    async def tend(self) -> Tended:
+        """Lets expire what no sink took within `keep`, and deletes delivered events: old ones, and all when short."""
+        now = self._clock.now()
+        names = await self.run(lambda db: [row[0] for row in db.execute("SELECT name FROM sink")], write=False)
+        expired = {name: await self._expire(name, now) for name in names}
+        deleted = 0
+        while slice_deleted := await self.run(lambda db: self._delete_slice(db, now), write=True):
+            deleted += slice_deleted
+        use = await self.use()
+        if use.used_bytes < FULL_RATIO * self._max_bytes:
+            self._roomy.set()
+        return Tended(deleted=deleted, expired={name: counted for name, counted in expired.items() if counted})
+
+    async def _expire(self, name: str, now: Instant) -> Counter[str]:
+        lease = self._sinks.get(name)
+        ceiling = lease.first_in_flight() if lease else None
+
+        def work(db: sqlite3.Connection) -> Counter[str]:
+            position, keep = db.execute("SELECT position, keep_seconds FROM sink WHERE name = ?", (name,)).fetchone()
+            before = now - int(keep * SECOND)
+            last = _last_committed_before(db, before)
+            if ceiling is not None:
+                last = min(last, ceiling - 1)
+            return _expire_up_to(db, name, position, last)
+
+        counted = await self.run(work, write=True)
+        if counted and lease:
+            await lease.reload()
+        return counted
+
+    def _delete_slice(self, db: sqlite3.Connection, now: Instant) -> int:
+        """Deletes one slice of what every sink has finished; returns how many."""
+        floor = db.execute(
+            "SELECT min(position) FROM (SELECT min(position) AS position FROM sink UNION ALL "
+            "SELECT min(position) - 1 FROM pending)"
+        ).fetchone()[0]
+        if floor is None:
+            return 0
+        short = _used_bytes(db) >= SHORT_RATIO * self._max_bytes
+        before = now if short else now - int(self._retention_seconds * SECOND)
+        return db.execute(
+            "DELETE FROM event WHERE position IN "
+            "(SELECT position FROM event WHERE position <= ? AND committed <= ? ORDER BY position LIMIT ?)",
+            (floor, before, _SLICE),
+        ).rowcount
+
+
+class SqliteSourceLease:
+    """The right to poll one source; never lost, since the process owns the file."""
+
+    def __init__(self, journal: SqliteJournal, name: str, ident: int, progress: Progress | None, clock: Clock) -> None:
+        self.name = name
+        self.progress = progress
+        self._journal = journal
+        self._id = ident
+        self._clock = clock
+        self._unsure = False
+
+    async def known(self, uuids: Sequence[str]) -> dict[str, Known]:
+        """What the ledger holds of these; includes every commit that returned."""
+        wanted = msgspec.json.encode(uuids).decode()
+        return await self._journal.run(lambda db: _known(db, self._id, wanted), write=False)
+
+    async def count(self) -> int:
+        """How many incidents the ledger holds of this source."""
+
+        def work(db: sqlite3.Connection) -> int:
+            row: tuple[int] = db.execute("SELECT count(*) FROM incident WHERE source = ?", (self._id,)).fetchone()
+            return row[0]
+
+        return await self._journal.run(work, write=False)
+
+    async def commit(self, page: PageCommit) -> None:
+        """Writes all or none; durable on return, and only then visible to sinks.
+
+        Raises JournalFull, JournalUnavailable.
+        """
+        unsure, self._unsure = self._unsure, True
+        now = self._clock.now()
+
+        def work(db: sqlite3.Connection) -> int:
+            if page.rows or page.events or page.bad:
+                self._journal.require_room(db)
+            events = page.events
+            if unsure and events:
+                events = self._not_yet_there(db, events)
+            if events:
+                _insert_events(db, [_event_row(self._id, event, now) for event in events])
+            if page.rows:
+                _upsert_incidents(db, [_incident_row(self._id, row) for row in page.rows])
+            for bad in page.bad:
+                ident = sha256(bad.raw).hexdigest()[:32]
+                db.execute(
+                    "INSERT INTO dead VALUES (?, 'source', ?, 0, ?, 1, ?, ?) ON CONFLICT DO NOTHING",
+                    (ident, self.name, bad.reason, now, bad.raw),
+                )
+            db.execute("UPDATE source SET progress = ? WHERE id = ?", (msgspec.json.encode(page.progress), self._id))
+            return len(events)
+
+        added = await self._journal.run(work, write=True)
+        self._unsure = False
+        self.progress = page.progress
+        self._journal.committed(added)
+
+    def _not_yet_there(self, db: sqlite3.Connection, events: Sequence[Event]) -> list[Event]:
+        """After a commit whose outcome is unknown: the events that the ledger does not have."""
+        known = _known(db, self._id, msgspec.json.encode([event.uuid for event in events]).decode())
+        return [e for e in events if e.uuid not in known or known[e.uuid].sequence < e.sequence]
+
+    async def room(self) -> None:
+        """Returns when a commit can succeed again."""
+        await self._journal.room()
+
+    async def dead_letters(self) -> AsyncIterator[DeadLetter]:
+        """Records that could not be read, oldest first."""
+        for letter in await self._journal.run(lambda db: _dead_letters(db, "source", self.name), write=False):
+            yield letter
+
+
+class SqliteSinkLease:
+    """The right to send for one sink.
+
+    In memory: how far events were read (`_scanned`), which of them are not settled (`_open`, waiting or in flight).
+    On disk: the position below which all is finished or pending. A crash forgets only the memory.
+    """
+
+    def __init__(
+        self,
+        journal: SqliteJournal,
+        name: str,
+        *,
+        position: int,
+        settled: set[int],
+        endpoint: EndpointStatus,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self._journal = journal
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._position = position
+        self._scanned = position
+        self._settled = settled
+        self._open: dict[int, Delivery] = {}
+        self._flight: set[int] = set()
+        self._settling = asyncio.Lock()
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+        self._wake.set()
+
+    def first_in_flight(self) -> int | None:
+        """The lowest position that is out for delivery."""
+        return min(self._flight, default=None)
+
+    async def reload(self) -> None:
+        """Reads the position again after it was moved by expiry; what is in flight stays."""
+
+        def work(db: sqlite3.Connection) -> tuple[int, set[int]]:
+            position = db.execute("SELECT position FROM sink WHERE name = ?", (self.name,)).fetchone()[0]
+            return position, _settled_above(db, self.name, position)
+
+        self._position, self._settled = await self._journal.run(work, write=False)
+        self._scanned = max(self._scanned, self._position)
+        self._open = {at: delivery for at, delivery in self._open.items() if at > self._position}
+        self.wake()
+
+    async def resume(self, position: Position) -> None:
+        """Takes over what an atomic sink's far side already holds; see the contract."""
+        if position.journal_id != self._journal.id or position.position <= self._position:
+            return
+
+        def work(db: sqlite3.Connection) -> set[int]:
+            if position.position > _last_position(db):
+                _number_above(db, position.position)
+            db.execute("UPDATE sink SET position = ? WHERE name = ?", (position.position, self.name))
+            db.execute("DELETE FROM pending WHERE sink = ? AND position <= ?", (self.name, position.position))
+            return _settled_above(db, self.name, position.position)
+
+        self._settled = await self._journal.run(work, write=True)
+        self._position = position.position
+        self._scanned = max(self._scanned, self._position)
+        self._open = {at: delivery for at, delivery in self._open.items() if at > self._position}
+
+    async def claim(self, limit: int, *, in_order: bool, wait: bool = True) -> Claim:
+        """Waits for work, then hands out up to `limit` deliveries, oldest first; see the contract."""
+        while True:
+            self._wake.clear()
+            found, next_due = await self._claim_due(limit)
+            upto = None
+            if not found:
+                found = await self._claim_new(limit, in_order=in_order)
+                upto = found[-1].position if in_order and found else None
+            if found or not wait:
+                self._flight.update(delivery.position for delivery in found)
+                return Claim(deliveries=found, upto=upto)
+            await self._wait_until(next_due)
+
+    async def _wait_until(self, due: Instant | None) -> None:
+        seconds = None if due is None else max(0.0, (due - self._clock.now()) / SECOND)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    async def _claim_due(self, limit: int) -> tuple[list[Delivery], Instant | None]:
+        """Pending deliveries whose time has come and that are the oldest unfinished of their incident."""
+        now = self._clock.now()
+        flight = set(self._flight)
+
+        def work(db: sqlite3.Connection) -> tuple[list[Delivery], Instant | None]:
+            rows = db.execute(
+                f"SELECT {_EVENT_COLUMNS}, p.attempts FROM pending p "  # noqa: S608  # only our names
+                "JOIN event e ON e.position = p.position JOIN source s ON s.id = e.source "
+                "WHERE p.sink = ? AND p.due <= ? AND NOT EXISTS (SELECT 1 FROM pending o WHERE o.sink = p.sink "
+                "AND o.source = p.source AND o.uuid = p.uuid AND o.position < p.position) ORDER BY p.position LIMIT ?",
+                (self.name, now, limit + len(flight)),
+            ).fetchall()
+            found = [_delivery(row) for row in rows if row[0] not in flight][:limit]
+            next_due = None
+            if not found:
+                next_due = db.execute(
+                    "SELECT min(due) FROM pending WHERE sink = ? AND due > ?", (self.name, now)
+                ).fetchone()[0]
+            return found, next_due
+
+        return await self._journal.run(work, write=False)
+
+    async def _claim_new(self, limit: int, *, in_order: bool) -> list[Delivery]:
+        waiting = [d for at, d in self._open.items() if at not in self._flight]
+        if len(waiting) < limit:
+            waiting += await self._scan(limit - len(waiting), park_behind_pending=not in_order)
+        if in_order:
+            return waiting[:limit]
+        return self._one_an_incident(waiting, limit)
+
+    async def _scan(self, limit: int, *, park_behind_pending: bool) -> list[Delivery]:
+        """Reads on in the journal. What stands behind a pending version of its incident becomes pending too."""
+        settled = self._settled
+
+        def work(db: sqlite3.Connection) -> tuple[list[Delivery], int]:
+            rows = db.execute(
+                f"SELECT {_EVENT_COLUMNS}, 0 FROM event e JOIN source s ON s.id = e.source "  # noqa: S608
+                "WHERE e.position > ? ORDER BY e.position LIMIT ?",
+                (self._scanned, limit),
+            ).fetchall()
+            last = rows[-1][0] if rows else self._scanned
+            found = [_delivery(row) for row in rows if row[0] not in settled]
+            if park_behind_pending and found:
+                behind = _behind_pending(db, self.name, found)
+                found = [d for d in found if d.position not in behind]
+            return found, last
+
+        found, self._scanned = await self._journal.run(work, write=park_behind_pending)
+        self._open.update((delivery.position, delivery) for delivery in found)
+        return found
+
+    def _one_an_incident(self, waiting: Iterable[Delivery], limit: int) -> list[Delivery]:
+        busy = {(d.source, d.uuid) for at, d in self._open.items() if at in self._flight}
+        chosen: list[Delivery] = []
+        for delivery in waiting:
+            key = (delivery.source, delivery.uuid)
+            if key not in busy:
+                busy.add(key)
+                chosen.append(delivery)
+                if len(chosen) == limit:
+                    break
+        return chosen
+
+    async def settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
+        """Records what became of claimed deliveries, in one transaction. Raises JournalUnavailable."""
+        async with self._settling:
+            await self._settle(outcomes, endpoint)
+        self.wake()
+
+    async def _settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None) -> None:
+        ended = {o.position for o in outcomes if o.kind != "held"}
+        still_open = [at for at in self._open if at not in ended]
+        position = min(still_open) - 1 if still_open else self._scanned
+        now = self._clock.now()
+
+        def work(db: sqlite3.Connection) -> None:
+            for outcome in outcomes:
+                _settle_one(db, self.name, outcome, now)
+            encoded = msgspec.json.encode(endpoint) if endpoint is not None else None
+            db.execute(
+                "UPDATE sink SET position = max(position, ?), endpoint = coalesce(?, endpoint) WHERE name = ?",
+                (position, encoded, self.name),
+            )
+
+        await self._journal.run(work, write=True)
+        if endpoint is not None:
+            self.endpoint = endpoint
+        self._position = max(self._position, position)
+        self._settled = {at for at in self._settled if at > self._position}
+        for outcome in outcomes:
+            self._flight.discard(outcome.position)
+            if outcome.kind != "held":
+                self._open.pop(outcome.position, None)
+
+    async def backlog(self) -> Backlog:
+        """What waits, in flight included. Positions have no holes above the cursors, so they can be subtracted."""
+
+        def work(db: sqlite3.Connection) -> Backlog:
+            pending, first_pending = db.execute(
+                "SELECT count(*), min(position) FROM pending WHERE sink = ?", (self.name,)
+            ).fetchone()
+            ahead = max(0, _last_position(db) - self._position)
+            first = db.execute(
+                "SELECT committed FROM event WHERE position >= ? ORDER BY position LIMIT 1",
+                (min(self._position + 1, first_pending or self._position + 1),),
+            ).fetchone()
+            return Backlog(events=pending + ahead, oldest=first[0] if first else None)
+
+        return await self._journal.run(work, write=False)
+
+    async def count_dead(self) -> int:
+        """How many dead letters this sink has."""
+
+        def work(db: sqlite3.Connection) -> int:
+            row: tuple[int] = db.execute(
+                "SELECT count(*) FROM dead WHERE component = 'sink' AND name = ?", (self.name,)
+            ).fetchone()
+            return row[0]
+
+        return await self._journal.run(work, write=False)
+
+    async def dead_letters(self) -> AsyncIterator[DeadLetter]:
+        """Oldest first."""
+        rows = await self._journal.run(lambda db: _dead_letters(db, "sink", self.name), write=False)
+        for row in rows:
+            yield row
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Any:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * _pragma(db, "page_size")
+
+
+def _last_position(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _number_above(db: sqlite3.Connection, position: int) -> None:
+    if db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'event'", (position,)).rowcount == 0:
+        db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?)", (position,))
+
+
+def _known(db: sqlite3.Connection, source: int, uuids_json: str) -> dict[str, Known]:
+    rows = db.execute(
+        "SELECT i.uuid, i.created, i.updated, i.newest, i.sequence, i.digest, i.digest_version, i.fields, i.gone "
+        "FROM json_each(?) j CROSS JOIN incident i ON i.source = ? AND i.uuid = j.value",
+        (uuids_json, source),
+    ).fetchall()
+    return {
+        row[0]: Known(
+            uuid=row[0],
+            created=row[1],
+            updated=row[2],
+            newest=row[3],
+            sequence=row[4],
+            digest=row[5],
+            digest_version=row[6],
+            fields=row[7],
+            gone=bool(row[8]),
+        )
+        for row in rows
+    }
+
+
+def _incident_row(source: int, row: Known) -> tuple[Any, ...]:
+    return (
+        source,
+        row.uuid,
+        row.created,
+        row.updated,
+        row.newest,
+        row.sequence,
+        row.digest,
+        row.digest_version,
+        row.fields,
+        row.gone,
+    )
+
+
+def _event_row(source: int, event: Event, now: Instant) -> tuple[Any, ...]:
+    return (
+        event.id,
+        event.kind,
+        source,
+        event.origin,
+        event.uuid,
+        event.sequence,
+        event.updated,
+        event.severity,
+        now,
+        native.render(event),
+    )
+
+
+def _delivery(row: Sequence[Any]) -> Delivery:
+    return Delivery(
+        position=row[0],
+        id=row[1],
+        kind=row[2],
+        source=row[3],
+        origin=row[4],
+        uuid=row[5],
+        sequence=row[6],
+        updated=row[7],
+        severity=row[8],
+        body=row[9],
+        attempts=row[10],
+    )
+
+
+def _settled_above(db: sqlite3.Connection, sink: str, position: int) -> set[int]:
+    """Positions above the cursor that must not be claimed from the journal again."""
+    rows = db.execute(
+        "SELECT position FROM pending WHERE sink = ? AND position > ? UNION "
+        "SELECT position FROM dead WHERE component = 'sink' AND name = ? AND position > ?",
+        (sink, position, sink, position),
+    )
+    return {row[0] for row in rows}
+
+
+def _behind_pending(db: sqlite3.Connection, sink: str, found: Collection[Delivery]) -> set[int]:
+    behind = set()
+    for delivery in found:
+        blocked = db.execute(
+            "SELECT p.source FROM pending p JOIN source s ON s.id = p.source "
+            "WHERE p.sink = ? AND s.name = ? AND p.uuid = ? AND p.position < ? LIMIT 1",
+            (sink, delivery.source, delivery.uuid, delivery.position),
+        ).fetchone()
+        if blocked:
+            db.execute(
+                "INSERT INTO pending VALUES (?, ?, ?, ?, 0, 0, 'behind') ON CONFLICT DO NOTHING",
+                (sink, delivery.position, blocked[0], delivery.uuid),
+            )
+            behind.add(delivery.position)
+    return behind
+
+
+def _settle_one(db: sqlite3.Connection, sink: str, outcome: Outcome, now: Instant) -> None:
+    at = outcome.position
+    if outcome.kind == "held":
+        return
+    if outcome.kind == "retry":
+        db.execute(
+            "INSERT INTO pending SELECT ?, position, source, uuid, 1, ?, ? FROM event WHERE position = ? "
+            "ON CONFLICT DO UPDATE SET attempts = attempts + 1, due = excluded.due, reason = excluded.reason",
+            (sink, outcome.due, outcome.reason, at),
+        )
+        return
+    if outcome.kind == "dead":
+        row = db.execute(
+            f"SELECT {_EVENT_COLUMNS}, coalesce(p.attempts, 0) + 1 FROM event e "  # noqa: S608
+            "JOIN source s ON s.id = e.source LEFT JOIN pending p ON p.sink = ? AND p.position = e.position "
+            "WHERE e.position = ?",
+            (sink, at),
+        ).fetchone()
+        letter = _delivery(row)
+        db.execute(
+            "INSERT INTO dead VALUES (?, 'sink', ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (letter.id, sink, at, outcome.reason, letter.attempts, now, msgspec.msgpack.encode(letter)),
+        )
+    db.execute("DELETE FROM pending WHERE sink = ? AND position = ?", (sink, at))
+
+
+def _dead_letters(db: sqlite3.Connection, component: str, name: str) -> list[DeadLetter]:
+    rows = db.execute(
+        "SELECT id, component, name, position, reason, attempts, committed, body FROM dead "
+        "WHERE component = ? AND name = ? ORDER BY committed, position",
+        (component, name),
+    )
+    return [
+        DeadLetter(
+            id=row[0],
+            component=row[1],
+            name=row[2],
+            position=row[3],
+            reason=row[4],
+            attempts=row[5],
+            committed=row[6],
+            body=row[7],
+        )
+        for row in rows
+    ]
+
+
+def _last_committed_before(db: sqlite3.Connection, before: Instant) -> int:
+    """The last position of the leading run of events committed before that instant; 0 when there is none.
+
+    Positions ascend with time, so a bisection over the rowid finds it in a few look-ups.
+    """
+    low, high = db.execute("SELECT coalesce(min(position), 0) - 1, coalesce(max(position), 0) FROM event").fetchone()
+    while low < high:
+        middle = (low + high + 1) // 2
+        row = db.execute("SELECT committed FROM event WHERE position <= ? ORDER BY position DESC LIMIT 1", (middle,))
+        found = row.fetchone()
+        if found is None or found[0] < before:
+            low = middle
+        else:
+            high = middle - 1
+    return max(0, int(low))
+
+
+def _expire_up_to(db: sqlite3.Connection, sink: str, position: int, last: int) -> Counter[str]:
+    """Moves a sink's cursor past what it did not take in time; returns how many that were per severity."""
+    rows = db.execute(
+        "SELECT e.severity, count(*), min(e.committed), max(e.committed) FROM event e WHERE e.position <= ?2 AND "
+        "(e.position > ?3 AND NOT EXISTS (SELECT 1 FROM dead d WHERE d.component = 'sink' AND d.name = ?1 "
+        "AND d.position = e.position) OR EXISTS (SELECT 1 FROM pending p WHERE p.sink = ?1 "
+        "AND p.position = e.position)) GROUP BY e.severity",
+        (sink, last, position),
+    ).fetchall()
+    for severity, events, first, final in rows:
+        db.execute(
+            "INSERT INTO expired VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET events = events + excluded.events, "
+            "last = excluded.last",
+            (sink, severity, events, first, final),
+        )
+    if rows:
+        db.execute("DELETE FROM pending WHERE sink = ? AND position <= ?", (sink, last))
+        db.execute("UPDATE sink SET position = max(position, ?) WHERE name = ?", (last, sink))
+    return Counter({severity: events for severity, events, _first, _final in rows})

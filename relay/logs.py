@@ -1,0 +1,148 @@
+"""How the relay logs: structlog for us, the same lines for libraries, and no secret in either. Not where logs go.
+
+Secrets are kept out where messages are written; what `protect` was told is masked here all the same.
+"""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
+from urllib.parse import quote, quote_plus
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+MASK = "***"
+SHORTEST_SECRET = 4
+"""Shorter ones would mask half of every line."""
+
+_LEVELS: Final[Mapping[str, int]] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+# Incident text is attacker-influenced: what moves a terminal's cursor or turns its text around is shown by its number.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+
+class _Masks:
+    """The known secrets, in every spelling in which they are likely to meet a log line."""
+
+    def __init__(self) -> None:
+        self._spellings: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+
+    def add(self, secret: str) -> None:
+        """Masks it from now on."""
+        before = len(self._spellings)
+        for part in {secret, *(line for line in secret.splitlines() if not line.startswith("-----"))}:
+            self._spellings |= {spelling for spelling in _spellings(part) if len(spelling) >= SHORTEST_SECRET}
+        if len(self._spellings) > before:
+            longest_first = sorted(self._spellings, key=len, reverse=True)
+            self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def hide(self, text: str) -> str:
+        """The text without any known secret."""
+        return self._pattern.sub(MASK, text) if self._pattern else text
+
+
+_masks = _Masks()
+
+
+def protect(secret: str) -> None:
+    """Masks this value in everything that is logged from now on, for as long as the process lives.
+
+    Values under 4 characters are not masked. To be called again when a secret was read anew.
+    """
+    if len(secret) >= SHORTEST_SECRET:
+        _masks.add(secret)
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    format: Literal["auto", "console", "json"] = "auto",  # noqa: A002 - the setting's name
+    stream: TextIO | None = None,
+) -> None:
+    """Sends our lines, and libraries' from warning on, to the stream (standard error), a line each.
+
+    `auto` is `console` on a terminal and `json` elsewhere. May be called again; the last call counts.
+    """
+    stream = sys.stderr if stream is None else stream
+    console = format == "console" or (format == "auto" and stream.isatty())
+    threshold = _LEVELS[level]
+    describe: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _add_time]
+    finish: list[Processor] = [structlog.processors.format_exc_info, _mask, *_rendering(stream, console=console)]
+    structlog.configure(
+        processors=[*describe, *finish],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *describe],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(max(threshold, logging.WARNING))
+
+
+def _rendering(stream: TextIO, *, console: bool) -> list[Processor]:
+    if not console:
+        return [structlog.processors.JSONRenderer(sort_keys=False)]
+    # The exception is text by now; the plain formatter shows neither locals nor a warning.
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+    )
+    return [_show_unsafe, renderer]
+
+
+def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """UTC, milliseconds, first in the line."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"timestamp": now, **event}
+
+
+def _mask(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Plain JSON types without secrets, so that no renderer can bring one back by a repr of its own."""
+    return {_masks.hide(str(key)): _plain(value, _masks.hide) for key, value in event.items()}
+
+
+def _show_unsafe(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {key: _plain(value, _visible) for key, value in event.items()}
+
+
+def _visible(text: str) -> str:
+    return _UNSAFE.sub(lambda found: f"U+{ord(found[0]):04X}", text)
+
+
+def _plain(value: Any, change: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(str(key)): _plain(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, change) for item in value]
+    return change(repr(value))
+
+
+def _spellings(secret: str) -> set[str]:
+    return {
+        secret,
+        quote(secret, safe="", errors="replace"),
+        quote(secret, errors="replace"),
+        quote_plus(secret, errors="replace"),
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        repr(secret)[1:-1],
+        repr(secret.encode("utf-8", "surrogatepass"))[2:-1],
+    }

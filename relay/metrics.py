@@ -1,0 +1,274 @@
+"""Every metric of the relay, in one place, each with what it means. Counting only; serving them is `relay.web`.
+
+Counters of every label set start at zero; a timestamp gauge does not exist before its first value.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from relay import __version__
+from relay.clock import SECOND, Clock, Instant
+from relay.incidents import KINDS, Event
+
+PollOutcome = Literal["complete", "failed"]
+DeliveryOutcome = Literal["delivered", "retried", "dead", "expired"]
+SinkState = Literal["ok", "failing", "paused", "parked", "disabled"]
+STATES: Final[tuple[SinkState, ...]] = get_args(SinkState)
+LIVE_ORIGINS: Final = ("poll", "backfill")
+LAG_BUCKETS_SECONDS: Final = (0.5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 300, 600, 1800, 3600, 14_400, 86_400)
+
+
+class Metrics:
+    """The registry of one relay."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.registry = registry = CollectorRegistry()
+        # -- reading
+        self.polls = Counter("relay_polls", "Live polls, by how they ended.", ["source", "outcome"], registry=registry)
+        self.poll_duration = Histogram(
+            "relay_poll_duration_seconds", "How long a live poll took.", ["source"], registry=registry
+        )
+        self.last_successful_poll = Gauge(
+            "relay_last_successful_poll_timestamp_seconds",
+            "When the last poll that read every page ended.",
+            ["source"],
+            registry=registry,
+        )
+        self.complete_up_to = Gauge(
+            "relay_complete_up_to_timestamp_seconds",
+            "The instant up to which every page has been read and committed.",
+            ["source"],
+            registry=registry,
+        )
+        self.backfill_up_to = Gauge(
+            "relay_backfill_up_to_timestamp_seconds",
+            "How far the reading of the past has got, by create time; absent when none is wanted.",
+            ["source"],
+            registry=registry,
+        )
+        self.incidents_fetched = Counter(
+            "relay_incidents_fetched", "Incidents in the pages that were read.", ["source"], registry=registry
+        )
+        self.events = Counter(
+            "relay_events", "Versions committed to the journal.", ["source", "kind", "origin"], registry=registry
+        )
+        self.silent_changes = Counter(
+            "relay_silent_changes", "Changes that came without a new update time.", ["source"], registry=registry
+        )
+        self.stale_versions = Counter(
+            "relay_stale_versions", "Sights of an older version, ignored.", ["source"], registry=registry
+        )
+        self.ledger_incidents = Gauge(
+            "relay_ledger_incidents", "Incidents that the ledger knows.", ["source"], registry=registry
+        )
+        self.clock_skew = Gauge(
+            "relay_clock_skew_seconds", "The server's clock less ours.", ["source"], registry=registry
+        )
+        self.poll_interval = Gauge(
+            "relay_poll_interval_seconds", "The interval at which the source is polled.", ["source"], registry=registry
+        )
+        # -- the API
+        self.api_requests = Counter(
+            "relay_api_requests",
+            "Requests to ESET Connect, by HTTP status or by why none came.",
+            ["source", "code"],
+            registry=registry,
+        )
+        self.api_throttled = Counter(
+            "relay_api_throttled",
+            "Answers that asked to slow down: 429, 202, 50x.",
+            ["source", "code"],
+            registry=registry,
+        )
+        self.api_backoff = Gauge(
+            "relay_api_backoff_seconds",
+            "Seconds left of the current backoff; 0 when none.",
+            ["source"],
+            registry=registry,
+        )
+        self.api_backoff_total = Counter(
+            "relay_api_backoff_seconds", "Seconds of backoff that were imposed.", ["source"], registry=registry
+        )
+        # -- sending
+        self.deliveries = Counter(
+            "relay_deliveries",
+            "Deliveries, by outcome and reason.",
+            ["sink", "outcome", "reason"],
+            registry=registry,
+        )
+        self.delivery_duration = Histogram(
+            "relay_delivery_seconds", "How long the far side took to acknowledge a batch.", ["sink"], registry=registry
+        )
+        self.lag = Histogram(
+            "relay_lag_seconds",
+            "From update time to acknowledgement, of what live polling found.",
+            ["sink"],
+            buckets=LAG_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.backlog = Gauge("relay_backlog_events", "Events that wait for the sink.", ["sink"], registry=registry)
+        self.backlog_oldest = Gauge(
+            "relay_backlog_oldest_timestamp_seconds",
+            "When the oldest waiting event was committed; absent when nothing waits.",
+            ["sink"],
+            registry=registry,
+        )
+        self.dead_letters = Gauge(
+            "relay_dead_letters",
+            "What was refused for good and is kept.",
+            ["component", "name"],
+            registry=registry,
+        )
+        self.expired = Counter(
+            "relay_expired", "Events that a sink did not take within `keep`.", ["sink", "severity"], registry=registry
+        )
+        self.sink_state = Gauge(
+            "relay_sink_state", "1 for the state that the sink is in.", ["sink", "state"], registry=registry
+        )
+        # -- the relay itself
+        self.errors = Counter("relay_errors", "Errors, by where and why.", ["component", "reason"], registry=registry)
+        self.journal_bytes = Gauge("relay_journal_bytes", "Bytes of the journal in use.", registry=registry)
+        self.journal_limit = Gauge("relay_journal_limit_bytes", "The limit, max_bytes.", registry=registry)
+        self.polling_stopped = Gauge(
+            "relay_polling_stopped", "1 while polling waits for the journal.", ["reason"], registry=registry
+        )
+        self.tasks_held = Gauge(
+            "relay_tasks_held", "Sources and sinks that this process owns.", ["kind"], registry=registry
+        )
+        Gauge("relay_build_info", "The running version.", ["version"], registry=registry).labels(__version__).set(1)
+        for reason in ("journal_full", "journal_unavailable"):
+            self.polling_stopped.labels(reason).set(0)
+
+    def source(self, name: str) -> "SourceMetrics":
+        """The metrics of one source, its counters at zero."""
+        return SourceMetrics(self, name)
+
+    def sink(self, name: str) -> "SinkMetrics":
+        """The metrics of one sink, its counters at zero."""
+        return SinkMetrics(self, name)
+
+
+class SourceMetrics:
+    """Counts for one source."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._metrics = metrics
+        self._name = name
+        for outcome in get_args(PollOutcome):
+            metrics.polls.labels(name, outcome)
+        for kind in KINDS:
+            for origin in LIVE_ORIGINS:
+                metrics.events.labels(name, kind, origin)
+        for counter in (
+            metrics.incidents_fetched,
+            metrics.silent_changes,
+            metrics.stale_versions,
+            metrics.api_backoff_total,
+        ):
+            counter.labels(name)
+        for code in ("429", "202"):
+            metrics.api_throttled.labels(name, code)
+        metrics.errors.labels(f"source {name}", "bad_record")
+        metrics.api_backoff.labels(name).set(0)
+
+    def read(self, incidents: int) -> None:
+        """A page with so many incidents was read."""
+        self._metrics.incidents_fetched.labels(self._name).inc(incidents)
+
+    def emitted(self, events: Sequence[Event]) -> None:
+        """These events are durable."""
+        for event in events:
+            self._metrics.events.labels(self._name, event.kind, event.origin).inc()
+
+    def noticed(self, *, stale: int, silent: int, bad: int) -> None:
+        """Older versions, changes without a new update time, unreadable records."""
+        self._metrics.stale_versions.labels(self._name).inc(stale)
+        self._metrics.silent_changes.labels(self._name).inc(silent)
+        self._metrics.errors.labels(f"source {self._name}", "bad_record").inc(bad)
+
+    def skewed(self, seconds: float) -> None:
+        """The server's clock less ours."""
+        self._metrics.clock_skew.labels(self._name).set(seconds)
+
+    def complete_up_to(self, instant: Instant) -> None:
+        """Every page up to there is committed."""
+        self._metrics.complete_up_to.labels(self._name).set(instant / SECOND)
+
+    def backfilled_up_to(self, instant: Instant) -> None:
+        """The past is read up to there."""
+        self._metrics.backfill_up_to.labels(self._name).set(instant / SECOND)
+
+    def polled(self, outcome: PollOutcome, seconds: float) -> None:
+        """A live poll ended."""
+        self._metrics.polls.labels(self._name, outcome).inc()
+        self._metrics.poll_duration.labels(self._name).observe(seconds)
+        if outcome == "complete":
+            self._metrics.last_successful_poll.labels(self._name).set(self._metrics.clock.now() / SECOND)
+
+    def failed(self, reason: str) -> None:
+        """A poll or backfill failed for this reason."""
+        self._metrics.errors.labels(f"source {self._name}", reason).inc()
+
+    def knows(self, incidents: int) -> None:
+        """The size of the ledger."""
+        self._metrics.ledger_incidents.labels(self._name).set(incidents)
+
+    def answered(self, code: str) -> None:
+        """A request was answered with this status, or failed for this reason."""
+        self._metrics.api_requests.labels(self._name, code).inc()
+
+    def throttled(self, code: str, seconds: float) -> None:
+        """The far side asked to slow down; we wait that long."""
+        self._metrics.api_throttled.labels(self._name, code).inc()
+        self._metrics.api_backoff_total.labels(self._name).inc(seconds)
+
+
+class SinkMetrics:
+    """Counts for one sink."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._metrics = metrics
+        self._name = name
+        for outcome in get_args(DeliveryOutcome):
+            metrics.deliveries.labels(name, outcome, "")
+        for severity in ("UNSPECIFIED", "LOW", "MEDIUM", "HIGH"):
+            metrics.expired.labels(name, severity)
+        metrics.dead_letters.labels("sink", name).set(0)
+        self.entered("ok")
+
+    def delivered(self, lags_seconds: Sequence[float], *, events: int, seconds: float) -> None:
+        """A batch was acknowledged; `lags_seconds` are those of its live events."""
+        self._metrics.deliveries.labels(self._name, "delivered", "").inc(events)
+        self._metrics.delivery_duration.labels(self._name).observe(seconds)
+        observe = self._metrics.lag.labels(self._name).observe
+        for lag in lags_seconds:
+            observe(lag)
+
+    def settled(self, outcome: DeliveryOutcome, reason: str, events: int) -> None:
+        """So many deliveries ended this way, or were put off."""
+        self._metrics.deliveries.labels(self._name, outcome, reason).inc(events)
+
+    def expired(self, severity: str, events: int) -> None:
+        """So many events were not taken within `keep`."""
+        self._metrics.expired.labels(self._name, severity).inc(events)
+        self._metrics.deliveries.labels(self._name, "expired", "keep").inc(events)
+
+    def entered(self, state: SinkState) -> None:
+        """The sink is in this state now."""
+        for one in STATES:
+            self._metrics.sink_state.labels(self._name, one).set(one == state)
+
+    def waits(self, events: int, oldest: Instant | None) -> None:
+        """The backlog; `oldest` is None when nothing waits."""
+        self._metrics.backlog.labels(self._name).set(events)
+        if oldest is None:
+            self._metrics.backlog_oldest.remove_by_labels({"sink": self._name})
+        else:
+            self._metrics.backlog_oldest.labels(self._name).set(oldest / SECOND)
+
+    def buried(self, total: int) -> None:
+        """How many dead letters the sink has."""
+        self._metrics.dead_letters.labels("sink", self._name).set(total)

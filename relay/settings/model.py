@@ -1,0 +1,506 @@
+"""Every setting, in small groups, each with the reason for its default. Not how they are found: see `layers`.
+
+Durations are `timedelta`, sizes are bytes, paths are absolute, instants are nanoseconds since the epoch.
+"""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from relay.clock import Instant
+from relay.settings.layers import parse_list
+from relay.settings.secret import Given, Secret, check_secret, reason
+from relay.settings.units import format_duration, format_size, parse_duration, parse_size, parse_start
+
+Region = Literal["eu", "de", "us", "ca", "jpn"]
+REGIONS: Final[tuple[Region, ...]] = get_args(Region)
+
+LONGEST_TOPIC = 249
+LONGEST_LABEL = 40
+LONGEST_SOCKET_PATH = 107
+EMPTY = "is empty; write a value, or remove the key"
+
+# What the contract promises and this version cannot do yet: refused by name, instead of ignored. A key alone is refused
+# whatever its value; one with values is refused when it has one of them. Whoever builds a thing deletes its line.
+NOT_YET: Final[Mapping[str, tuple[str, ...]]] = {
+    "sources.*.enrich": ("true", "yes", "on", "1", "t", "y"),
+    "sources.*.reconcile_interval": (),
+    "journal.kind": ("kafka",),
+    "sinks.*.type": ("slack", "teams", "webhook"),
+    "sinks.*.format": ("ocsf", "ecs"),
+    "sinks.*.when": (),
+    "sinks.*.notify": (),
+    "sinks.*.retry": (),
+    "sinks.*.concurrency": (),
+    "sinks.*.timeout": (),
+    "sinks.*.headers": (),
+    "sinks.*.proxy": (),
+    "sinks.*.tls": (),
+}
+
+folder: ContextVar[Path] = ContextVar("folder", default=Path())
+"""Where relative paths start; set by `load`, because a settings class takes no validation context."""
+
+_SECRET_OPTION = re.compile(r"password|passphrase|secret|\.pem$|^sasl\.oauthbearer\.config$")
+_LABEL = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
+_TOPIC_TEXT = re.compile(r"[A-Za-z0-9._-]*", re.ASCII)
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
+
+_T = TypeVar("_T")
+
+
+def is_secret_option(name: str) -> bool:
+    """Whether a librdkafka option holds something to hide; told by its name, so that unknown ones are hidden too."""
+    return _SECRET_OPTION.search(name) is not None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("takes one value" if value else EMPTY)
+    return value
+
+
+def _parsed(parse: Callable[[str], _T]) -> PlainValidator:
+    return PlainValidator(lambda value: value if isinstance(value, timedelta | int) else parse(_text(value)))
+
+
+def _at_least(least: Any, shown: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if value < least:
+            raise ValueError(f"is too small; at least {shown}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _duration(least: timedelta) -> AfterValidator:
+    return _at_least(least, format_duration(least))
+
+
+def _size(least: int) -> AfterValidator:
+    return _at_least(least, format_size(least))
+
+
+def _label(value: Any) -> str:
+    if not isinstance(value, str) or not _LABEL.fullmatch(value):
+        raise ValueError("is not a label; use 1 to 40 of a-z, 0-9 and _")
+    return value
+
+
+def _path(value: Any) -> Path:
+    return folder.get() / (value if isinstance(value, Path) else _text(value))
+
+
+def _readable(value: Path) -> Path:
+    try:
+        with value.open("rb") as stream:
+            stream.read(1)
+    except OSError as exc:
+        raise ValueError(f"cannot be read: {reason(exc)}") from None
+    return value
+
+
+def _url(value: Any) -> str:
+    """An absolute http(s) URL without a login. Raises ValueError, which never shows it."""
+    text = _text(value)
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https") or re.search(r"[\s\x00-\x1f]", text):
+        raise ValueError("is not a URL; write it in full, such as https://host.example")
+    return text
+
+
+def _endpoint(value: Any) -> str:
+    text = _url(value)
+    parts = urlsplit(text)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a login; write it into username and password")
+    if parts.query or parts.fragment:
+        raise ValueError("has a query or a fragment; remove it")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        raise ValueError("is not encrypted; use https (http is only for this machine, such as http://127.0.0.1)")
+    return text.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _proxy(value: Any) -> Literal["none", "env"] | Secret:
+    if value == "none":
+        return "none"
+    if value == "env":
+        return "env"
+    secret = check_secret(value)
+    try:
+        _url(secret.reveal())
+    except ValueError:
+        raise ValueError("is not none, env or the URL of a proxy, such as http://proxy.example:3128") from None
+    return secret
+
+
+def _link(value: Any) -> str:
+    text = _url(value)
+    if _PLACEHOLDER.findall(text) != ["uuid"]:
+        raise ValueError("must hold {uuid} once, and no other placeholder")
+    return text
+
+
+def _topic(value: Any) -> str:
+    text = _text(value)
+    unknown = [name for name in _PLACEHOLDER.findall(text) if name not in ("source", "severity")]
+    if unknown:
+        raise ValueError(f"holds {{{unknown[0]}}}; a topic may hold {{source}} and {{severity}} only")
+    plain = _PLACEHOLDER.sub("", text)
+    if not _TOPIC_TEXT.fullmatch(plain):
+        raise ValueError("is not a topic; use A-Z, a-z, 0-9, '.', '_', '-', {source} and {severity}")
+    if len(_PLACEHOLDER.sub("x" * LONGEST_LABEL, text)) > LONGEST_TOPIC or text in (".", ".."):
+        raise ValueError(f"is not a topic; at most {LONGEST_TOPIC} characters with its placeholders filled in")
+    return text
+
+
+def _prefix(value: Any) -> str:
+    text = _text(value)
+    if not _TOPIC_TEXT.fullmatch(text) or len(text) > 100:
+        raise ValueError("is not a prefix of topics; use 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-'")
+    return text
+
+
+def _fields(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not _FIELD.fullmatch(name):
+            raise ValueError("holds what is not a field; name top-level fields of an incident, such as [description]")
+    return value
+
+
+def _socket(value: Any) -> Literal["auto"] | Path:
+    if value == "auto":
+        return "auto"
+    path = _path(value)
+    if len(bytes(path)) > LONGEST_SOCKET_PATH:
+        raise ValueError(f"is too long for a Unix socket; at most {LONGEST_SOCKET_PATH} bytes in full")
+    return path
+
+
+def _creation(value: Any) -> Any:
+    if value is False or (isinstance(value, str) and value.lower() in ("false", "no", "off")):
+        return None
+    return value
+
+
+def _option(value: Any) -> str | Secret:
+    if isinstance(value, Given):
+        return check_secret(value)
+    if isinstance(value, str | Secret):
+        return value
+    raise ValueError("takes one value; write librdkafka's own name in one piece, with its dots" if value else EMPTY)
+
+
+def _fold_options(value: Any) -> Any:
+    """Takes `sasl.password_file` as the file of `sasl.password`, and marks what is to be hidden."""
+    if not isinstance(value, dict):
+        return value
+    files = {name.removesuffix("_file"): file for name, file in value.items() if name.endswith("_file")}
+    secrets = {name: file for name, file in files.items() if is_secret_option(name)}
+    plain = {name: text for name, text in value.items() if name.removesuffix("_file") not in secrets}
+    hidden = {name: Given(text=text, file=None) for name, text in plain.items() if is_secret_option(name)}
+    paired = {name: _given(value.get(name), file) for name, file in secrets.items()}
+    return plain | hidden | paired
+
+
+def _given(text: Any, file: Any) -> Given:
+    return Given(text=text, file=_path(file) if isinstance(file, str) and file else None)
+
+
+def secret_keys(group: type[BaseModel]) -> list[str]:
+    """The keys of a group that may also be given as `<key>_file`."""
+    fields = group.model_fields.items()
+    return [key for key, field in fields if Secret in (field.annotation, *get_args(field.annotation))]
+
+
+Label = Annotated[str, PlainValidator(_label)]
+Duration = Annotated[timedelta, _parsed(parse_duration)]
+Positive = Annotated[Duration, _duration(timedelta(milliseconds=1))]
+Size = Annotated[int, _parsed(parse_size)]
+AnyPath = Annotated[Path, PlainValidator(_path)]
+ReadableFile = Annotated[Path, PlainValidator(_path), AfterValidator(_readable)]
+Endpoint = Annotated[str, PlainValidator(_endpoint)]
+Text = Annotated[str, Field(min_length=1)]
+KafkaOptions = Annotated[dict[str, Annotated[str | Secret, PlainValidator(_option)]], BeforeValidator(_fold_options)]
+Proxy = Annotated[Literal["none", "env"] | Secret, PlainValidator(_proxy)]
+
+
+class _Group(BaseModel):
+    """Settings that belong together. Unknown keys are errors; `<key>_file` stands for the secret `<key>`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fold_secrets(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        folded = dict(data)
+        for key in secret_keys(cls):
+            if f"{key}_file" in folded:
+                folded[key] = _given(folded.get(key), folded.pop(f"{key}_file"))
+        return folded
+
+
+class Backoff(_Group):
+    """How long a source waits after a failure: a random time that doubles its limit from `initial` to `max`."""
+
+    initial: Positive = timedelta(seconds=1)
+    """The first limit. One second is one tenth of what ESET allows per second, so a hiccup costs little."""
+    max: Positive = timedelta(minutes=5)
+    """The last limit. Five minutes keep a recovered vendor from being met by a late relay."""
+
+
+class Tls(_Group):
+    """Certificates beside the system's own."""
+
+    ca_file: ReadableFile | None = None
+    """Authorities to trust in addition to the system's, PEM. For proxies that inspect TLS."""
+    cert_file: ReadableFile | None = None
+    """The client's certificate, PEM."""
+    key_file: ReadableFile | None = None
+    """The client's private key, PEM; only needed when it is not in `cert_file`."""
+
+
+class Source(_Group):
+    """One ESET tenant. Its label is its identity for ever."""
+
+    region: Region | None = None
+    """Where the tenant lives; names both hosts. Alternatively give `base_url` and `token_url`."""
+    base_url: Endpoint | None = None
+    """The Incident Management host, without `/v2/incidents`. For gateways and the simulator."""
+    token_url: Endpoint | None = None
+    """The token endpoint in full. Goes with `base_url`."""
+    username: Text
+    """The login of an API user; ESET allows no other grant than a password."""
+    password: Secret
+    """The API user's password. As `password_file` it is read again when ESET refuses it, so it can be rotated."""
+    poll_interval: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(seconds=60)
+    """How often changes are asked for. A minute is one request a minute and source when nothing happens."""
+    lookback: Duration = timedelta(minutes=5)
+    """How far each poll reaches back before what is complete, for incidents that ESET shows late."""
+    start_from: Annotated[Literal["all", "now"] | Instant, _parsed(parse_start)] = "all"
+    """What is read on the first start: everything, nothing old, or what changed at or after a time."""
+    page_size: Annotated[int, Field(ge=1, le=1000)] = 1000
+    """Incidents a request. The API's own limit, because requests are what it counts."""
+    enrich: bool = False
+    """Whether each changed incident is fetched for its device and detection ids. Costs a request each."""
+    link: Annotated[str, PlainValidator(_link)] | None = None
+    """A URL with `{uuid}` that leads to an incident; the API itself has none."""
+    backoff: Backoff = Backoff()
+    """How long failures are waited out."""
+    proxy: Proxy = "env"
+    """`none`, `env` (HTTPS_PROXY and NO_PROXY) or a URL; hidden, because it may hold a login."""
+    tls: Tls = Tls()
+    """Certificates for this tenant's hosts."""
+
+    @property
+    def endpoints(self) -> tuple[str, str]:
+        """The base URL of the data and the URL of the token endpoint."""
+        if self.region is None:
+            return self.base_url or "", self.token_url or ""
+        return (
+            f"https://{self.region}.incident-management.eset.systems",
+            f"https://{self.region}.business-account.iam.eset.systems/oauth/token",
+        )
+
+
+class Api(_Group):
+    """What all sources together may ask of ESET."""
+
+    requests_per_second: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 8
+    """The budget of this egress address. ESET refuses above 10, and a retry must fit in as well."""
+
+
+class Journal(_Group):
+    """Where changes, ledger and progress become durable."""
+
+    kind: Literal["sqlite"] = "sqlite"
+    """One file and one process."""
+    path: AnyPath = Field(default=Path("relay.db"), validate_default=True)
+    """The file. Its folder must keep files across restarts, and must not be a network share."""
+    max_bytes: Annotated[Size, _size(2**20)] = 2 * 2**30
+    """How large it may grow before polling waits; nothing is ever dropped. 2 GiB hold about a million events."""
+    retention: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(days=7)
+    """How long events are kept for sinks that are behind, and for replays. A week outlasts a long weekend."""
+
+
+class CreateTopic(_Group):
+    """How a missing topic is made."""
+
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
+    """Fixed for ever in effect: keys move when it changes."""
+    replication_factor: Annotated[int, Field(ge=-1, le=32_767)] = -1
+    """-1 leaves it to the broker's own default, which knows how many brokers there are."""
+
+
+class _Sink(_Group):
+    format: Literal["native"] = "native"
+    """The shape of an event. `native` is ESET's own JSON, untouched, beside what the relay knows."""
+    omit: Annotated[tuple[str, ...], BeforeValidator(parse_list), AfterValidator(_fields)] = ()
+    """Top-level fields of an incident that this sink must not see."""
+    keep: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(days=7)
+    """How long an event waits for this sink. As long as the journal's retention, when that is shorter."""
+    start: Literal["earliest", "now"] = "earliest"
+    """Where a new sink begins: with all that the journal still holds, or with what comes next."""
+
+
+class KafkaSink(_Sink):
+    """A Kafka topic; each batch and its position in one transaction, so that no event is repeated."""
+
+    type: Literal["kafka"]
+    """Which kind of sink this is."""
+    topic: Annotated[str, PlainValidator(_topic)]
+    """May hold `{source}` and `{severity}`; with `{severity}` order holds per topic."""
+    transactional: bool = True
+    """False for brokers without transactions; then an event may be repeated, with the same id."""
+    max_event_bytes: Annotated[Size, _size(1024)] = 900 * 1024
+    """Above it, lists are cut. Brokers refuse messages above 1 MB unless told otherwise; headers need room as well."""
+    create_topic: Annotated[CreateTopic | None, BeforeValidator(_creation)] = CreateTopic()
+    """How the topic is made when it is missing; `false` leaves that to others."""
+    kafka: KafkaOptions = {}
+    """librdkafka options of this sink, over those of the top-level `kafka`."""
+
+
+class StdoutSink(_Sink):
+    """One event a line on standard output; logs go to standard error."""
+
+    type: Literal["stdout"]
+    """Which kind of sink this is."""
+
+
+class FileSink(_Sink):
+    """One event a line at the end of a file, on the disk before it counts as delivered."""
+
+    type: Literal["file"]
+    """Which kind of sink this is."""
+    path: AnyPath
+    """The file. One sink a file."""
+
+
+Sink = Annotated[KafkaSink | StdoutSink | FileSink, Field(discriminator="type")]
+
+
+class Http(_Group):
+    """The read-only HTTP server: probes, metrics, status."""
+
+    host: Text = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from outside the container
+    """The address to listen on. All, because probes and Prometheus come from outside the container."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """The port; 0 takes a free one."""
+    titles: bool = True
+    """Whether incident titles are shown on the page and in `/api/status`. They may name people and machines."""
+
+
+class Log(_Group):
+    """What is logged, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """One line per poll and delivery at `info`."""
+    format: Literal["auto", "console", "json"] = "auto"
+    """`auto` is `console` on a terminal and `json` elsewhere."""
+
+
+class Settings(BaseSettings):
+    """All settings of one relay. Made by `load`; reads neither files nor the environment by itself."""
+
+    model_config = SettingsConfigDict(
+        use_attribute_docstrings=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    sources: dict[Label, Source] = {}
+    """The ESET tenants by label; at least one."""
+    api: Api = Api()
+    """The rate that all sources share."""
+    journal: Journal = Field(default_factory=Journal)
+    """Where changes become durable."""
+    kafka_prefix: Annotated[str, PlainValidator(_prefix)] = "relay"
+    """Begins the relay's own topics, transactional ids and group; tells relays on one cluster apart."""
+    kafka: KafkaOptions = {}
+    """librdkafka options under their own names, for everything that talks to Kafka."""
+    sinks: dict[Label, Sink] = {}
+    """Where events go, by label; at least one."""
+    http: Http = Http()
+    """Probes, metrics and the status page."""
+    admin_socket: Annotated[Literal["auto"] | Path, PlainValidator(_socket)] = "auto"
+    """The Unix socket of the commands. `auto` puts it beside the journal, so that it is found without being told."""
+    log: Log = Log()
+    """What is logged, and how."""
+    shutdown_grace: Duration = timedelta(seconds=25)
+    """How long deliveries may finish after SIGTERM. Kubernetes kills after 30 s."""
+
+    _path: Path | None = None
+    _warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` has merged: pydantic-settings lets unknown variables pass and cannot say where a key is."""
+        return (init_settings,)
+
+    @property
+    def path(self) -> Path | None:
+        """The configuration file, or None when the environment alone was used."""
+        return self._path
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What works but is probably not meant, a sentence each."""
+        return self._warnings
+
+    @property
+    def admin_socket_path(self) -> Path:
+        """Where the commands find a running relay. Depends on nothing but the settings, so that both ends agree."""
+        if self.admin_socket != "auto":
+            return self.admin_socket
+        beside = self.journal.path.with_name(f"{self.journal.path.name}.sock")
+        if len(bytes(beside)) <= LONGEST_SOCKET_PATH:
+            return beside
+        return Path(tempfile.gettempdir()) / f"relay-{hashlib.sha256(bytes(beside)).hexdigest()[:16]}.sock"
+
+    def kafka_options(self, sink: str) -> dict[str, str]:
+        """What librdkafka is given for a Kafka sink, secrets included: never log it. Secret files are read again.
+
+        Raises ConfigError when one cannot be read any more.
+        """
+        chosen = self.sinks[sink]
+        merged = self.kafka | (chosen.kafka if isinstance(chosen, KafkaSink) else {})
+        return {name: value.reveal() if isinstance(value, Secret) else value for name, value in merged.items()}
+
+    def secrets(self) -> Iterator[Secret]:
+        """Every secret, for whoever keeps them out of the logs."""
+        for source in self.sources.values():
+            yield source.password
+            if isinstance(source.proxy, Secret):
+                yield source.proxy
+        blocks = [self.kafka, *(sink.kafka for sink in self.sinks.values() if isinstance(sink, KafkaSink))]
+        for block in blocks:
+            yield from (value for value in block.values() if isinstance(value, Secret))
