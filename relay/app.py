@@ -3,12 +3,10 @@
 import asyncio
 import os
 import socket
-import tempfile
 import zlib
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -16,14 +14,15 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 from relay import __version__, web
-from relay.clock import Clock, Instant, SystemClock
+from relay.assembly import Accounts, make_courier, make_journal, make_source
+from relay.clock import Clock, SystemClock
 from relay.delivery import Courier
 from relay.errors import JournalError, JournalLocked
 from relay.journal import Journal
 from relay.metrics import Metrics
 from relay.settings import Settings
 from relay.status import RelayFacts
-from relay.tasks import Accounts, SourceTask, make_courier, make_journal, make_source
+from relay.tasks import SourceTask
 
 log = structlog.get_logger()
 
@@ -48,9 +47,8 @@ class Relay:
         self.sources: list[SourceTask] = []
         self.couriers: list[Courier] = []
         self.http_port = 0
-        self._accounts = Accounts(settings, clock=self.clock)
+        self._accounts = Accounts(settings, metrics=self.metrics, clock=self.clock)
         self._started = self.clock.now()
-        self._stopped_polling: tuple[str, Instant] | None = None
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -72,7 +70,7 @@ class Relay:
                 return task
 
             application = web.application(self)
-            admin = web.bind_admin(admin_socket_path(self.settings))
+            admin = web.bind_admin(self.settings.admin_socket_path)
             servers = [
                 start("serve http", web.serve(application, listener)),
                 start("serve the admin socket", web.serve(application, admin)),
@@ -82,9 +80,7 @@ class Relay:
             sending = [start(f"deliver {courier.name}", courier.run()) for courier in self.couriers]
             tending = [start("tend the journal", self._tend()), start("report figures", self._report())]
             scheduler = self._schedule()
-            log.info(
-                "relay started", sources=len(self.sources), sinks=len(self.couriers), http_port=self.http_port
-            )
+            log.info("relay started", sources=len(self.sources), sinks=len(self.couriers), http_port=self.http_port)
             await self._stop.wait()
             log.info("relay stopping")
             self._tasks.clear()
@@ -93,15 +89,16 @@ class Relay:
             await self._drain(sending, self.settings.shutdown_grace.total_seconds())
             for task in (*tending, *servers):
                 task.cancel()
-        admin_socket_path(self.settings).unlink(missing_ok=True)
+        self.settings.admin_socket_path.unlink(missing_ok=True)
         log.info("relay stopped")
 
     async def run_once(self) -> bool:
-        """One live poll a source, backfill to its end, deliver until nothing is due. False if anything failed or waits."""
+        """One live poll a source, backfill to its end, deliver until nothing is due.
+
+        False when anything failed or is left.
+        """
         async with self._opened(), asyncio.TaskGroup() as group:
-            sending = [
-                group.create_task(courier.run(), name=f"deliver {courier.name}") for courier in self.couriers
-            ]
+            sending = [group.create_task(courier.run(), name=f"deliver {courier.name}") for courier in self.couriers]
             results = await asyncio.gather(*(source.once() for source in self.sources))
             await self._drain(sending, None)
             backlogs = [await courier.backlog() for courier in self.couriers]
@@ -264,16 +261,4 @@ class Relay:
             polling_stopped_reason=stopped.error if stopped else None,
             polling_stopped_since=stopped.since if stopped else None,
             budget_requests_per_second=self.settings.api.requests_per_second,
-            used_requests_per_second=self._accounts.requests_per_second(),
         )
-
-
-def admin_socket_path(settings: Settings) -> Path:
-    """Where the admin socket is: as configured, or beside the journal (in the temporary folder if that is too long)."""
-    if settings.admin_socket != "auto":
-        return Path(settings.admin_socket)
-    beside = settings.journal.path.with_name(f"{settings.journal.path.name}.sock")
-    if len(os.fsencode(beside)) < 100:
-        return beside
-    name = f"incident-relay-{zlib.crc32(os.fsencode(beside.resolve())):08x}.sock"
-    return Path(tempfile.gettempdir()) / name

@@ -5,16 +5,18 @@ in the order of the journal, one at a time.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
 from relay.clock import SECOND, Clock, Instant
 from relay.endpoint import Endpoint
 from relay.errors import ConfigError, Gone, JournalError, Refused, SinkError, Unavailable
-from relay.journal import Claim, Outcome, OutcomeKind, SinkLease
+from relay.incidents import severity_name
+from relay.journal import Backlog, Claim, Outcome, OutcomeKind, SinkLease
 from relay.metrics import SinkMetrics
 from relay.sinks import Delivery, Sink
+from relay.status import SinkFacts
 
 log = structlog.get_logger()
 
@@ -22,17 +24,23 @@ log = structlog.get_logger()
 class Courier:
     """Carries events to one sink for as long as `run` runs."""
 
-    def __init__(self, *, sink: Sink, lease: SinkLease, metrics: SinkMetrics, clock: Clock) -> None:
+    def __init__(
+        self, *, sink: Sink, lease: SinkLease, kind: str, target: str, metrics: SinkMetrics, clock: Clock
+    ) -> None:
         self.name = lease.name
+        self._kind = kind
+        self._target = target
         self.endpoint = Endpoint(lease.endpoint, clock=clock)
-        self.last_success: Instant | None = None
-        self.next_try: Instant | None = None
         self._sink = sink
         self._lease = lease
         self._metrics = metrics
         self._clock = clock
         self._log = log.bind(sink=lease.name)
         self._opened = False
+        self._last_success: Instant | None = None
+        self._next_try: Instant | None = None
+        self._delivered_events = 0
+        self._dead = 0
         self._draining = asyncio.Event()
         metrics.entered(self.endpoint.status.state)
 
@@ -58,6 +66,45 @@ class Courier:
     async def close(self, timeout_seconds: float) -> None:
         """Lets go of the far side."""
         await self._sink.close(timeout_seconds)
+
+    async def backlog(self) -> Backlog:
+        """What waits for this sink."""
+        return await self._lease.backlog()
+
+    def expired(self, counted: Mapping[str, int]) -> None:
+        """So many events of each (raw) severity were not taken within `keep`."""
+        for severity, events in counted.items():
+            self._metrics.expired(severity_name(severity), events)
+        if counted:
+            self._log.error("events expired", events=sum(counted.values()))
+
+    async def report(self) -> None:
+        """Brings the gauges up to date."""
+        backlog = await self._lease.backlog()
+        self._metrics.waits(backlog.events, backlog.oldest)
+        self._dead = await self._lease.count_dead()
+        self._metrics.buried(self._dead)
+
+    async def facts(self) -> SinkFacts:
+        """What the status says of this sink."""
+        backlog = await self._lease.backlog()
+        status = self.endpoint.status
+        return SinkFacts(
+            name=self.name,
+            type=self._kind,
+            target=self._target,
+            state=status.state,
+            since=status.since,
+            reason=status.reason,
+            failures=status.failures,
+            next_try=self._next_try if status.state == "failing" else None,
+            paused_until=status.paused_until,
+            waiting=backlog.events,
+            oldest=backlog.oldest,
+            last_success=self._last_success,
+            delivered=self._delivered_events,
+            dead_letters=self._dead,
+        )
 
     async def _step(self) -> bool:
         """One batch; True when draining is done."""
@@ -132,12 +179,14 @@ class Courier:
             [Outcome(position=at, kind="dead", reason=reason) for at, reason in refused.positions.items()]
         )
         self._metrics.settled("dead", refused.reason, len(refused.positions))
-        self._metrics.buried(await self._lease.count_dead())
+        self._dead = await self._lease.count_dead()
+        self._metrics.buried(self._dead)
         self._log.error("events became dead letters", events=len(refused.positions), reason=str(refused))
 
     def _delivered(self, batch: Sequence[Delivery], *, seconds: float) -> None:
-        now = self.last_success = self._clock.now()
+        now = self._last_success = self._clock.now()
         lags = [(now - delivery.updated) / SECOND for delivery in batch if delivery.origin == "poll"]
+        self._delivered_events += len(batch)
         self._metrics.delivered(lags, events=len(batch), seconds=seconds)
         self._log.debug("batch delivered", events=len(batch), seconds=round(seconds, 3))
 
@@ -161,7 +210,7 @@ class Courier:
         """Waits that long, or until draining begins."""
         if self.endpoint.status.state == "parked":
             return
-        self.next_try = self._clock.now() + int(seconds * SECOND)
+        self._next_try = self._clock.now() + int(seconds * SECOND)
         waiting = asyncio.create_task(self._clock.sleep(seconds), name=f"pause {self.name}")
         draining = asyncio.create_task(self._draining.wait(), name=f"drain {self.name}")
         await asyncio.wait({waiting, draining}, return_when=asyncio.FIRST_COMPLETED)

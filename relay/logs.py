@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 from urllib.parse import quote, quote_plus
@@ -25,6 +25,7 @@ _LEVELS: Final[Mapping[str, int]] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+_OURS: Final = frozenset({"timestamp", "level"})
 # Incident text is attacker-influenced: what moves a terminal's cursor or turns its text around is shown by its number.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
@@ -74,7 +75,7 @@ def configure(
     stream = sys.stderr if stream is None else stream
     console = format == "console" or (format == "auto" and stream.isatty())
     threshold = _LEVELS[level]
-    describe: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _add_time]
+    describe: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _lead]
     finish: list[Processor] = [structlog.processors.format_exc_info, _mask, *_rendering(stream, console=console)]
     structlog.configure(
         processors=[*describe, *finish],
@@ -104,15 +105,15 @@ def _rendering(stream: TextIO, *, console: bool) -> list[Processor]:
     return [_show_unsafe, renderer]
 
 
-def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """UTC, milliseconds, first in the line."""
+def _lead(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Time (UTC, milliseconds), level and event first."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"timestamp": now, **event}
+    return {"timestamp": now, "level": event.pop("level"), "event": event.pop("event", ""), **event}
 
 
 def _mask(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Plain JSON types without secrets, so that no renderer can bring one back by a repr of its own."""
-    return {_masks.hide(str(key)): _plain(value, _masks.hide) for key, value in event.items()}
+    return {key: value if key in _OURS else _plain(value, _masks.hide) for key, value in event.items()}
 
 
 def _show_unsafe(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -123,7 +124,7 @@ def _visible(text: str) -> str:
     return _UNSAFE.sub(lambda found: f"U+{ord(found[0]):04X}", text)
 
 
-def _plain(value: Any, change: Any) -> Any:
+def _plain(value: Any, change: Callable[[str], str]) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):

@@ -3,10 +3,12 @@
 Counters of every label set start at zero; a timestamp gauge does not exist before its first value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from relay import __version__
 from relay.clock import SECOND, Clock, Instant
@@ -18,6 +20,17 @@ SinkState = Literal["ok", "failing", "paused", "parked", "disabled"]
 STATES: Final[tuple[SinkState, ...]] = get_args(SinkState)
 LIVE_ORIGINS: Final = ("poll", "backfill")
 LAG_BUCKETS_SECONDS: Final = (0.5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 300, 600, 1800, 3600, 14_400, 86_400)
+
+
+class _Unnamed(Collector):
+    """Shows a counter whose name, less `_total`, a gauge has as well: the text format tells the two apart."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+
+    def collect(self) -> Iterable[Metric]:
+        """The counter's own."""
+        return self._counter.collect()
 
 
 class Metrics:
@@ -90,8 +103,9 @@ class Metrics:
             registry=registry,
         )
         self.api_backoff_total = Counter(
-            "relay_api_backoff_seconds", "Seconds of backoff that were imposed.", ["source"], registry=registry
+            "relay_api_backoff_seconds", "Seconds of backoff that were imposed.", ["source"], registry=None
         )
+        registry.register(_Unnamed(self.api_backoff_total))
         # -- sending
         self.deliveries = Counter(
             "relay_deliveries",
@@ -219,6 +233,15 @@ class SourceMetrics:
     def answered(self, code: str) -> None:
         """A request was answered with this status, or failed for this reason."""
         self._metrics.api_requests.labels(self._name, code).inc()
+
+    def backing_off(self, until: Instant | None) -> None:
+        """The account pauses until then; None: it goes on."""
+        left = max(0.0, (until - self._metrics.clock.now()) / SECOND) if until is not None else 0.0
+        self._metrics.api_backoff.labels(self._name).set(left)
+
+    def backs_off_for(self, seconds: float) -> None:
+        """So much is left of the account's pause."""
+        self._metrics.api_backoff.labels(self._name).set(seconds)
 
     def throttled(self, code: str, seconds: float) -> None:
         """The far side asked to slow down; we wait that long."""

@@ -78,13 +78,14 @@ class PollObserver(Protocol):
 class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     """One page as a pass sees it: the rows, and what the pass needs to go on.
 
-    `last` is the latest shown time of the view, None when no row shows one. `page` is None when this very page was
+    `first` and `last` are the earliest and latest shown time of the view, None when no row shows one. `page` is None when this very page was
     read before and nothing of the source has changed since.
     """
 
     key: bytes
     next_page_token: str
     count: int
+    first: Instant | None
     last: Instant | None
     page: DecodedPage | None
 
@@ -134,6 +135,8 @@ class Poller:
         self._observer = observer
         self._serial = asyncio.Lock()
         self._remembered: dict[bytes, Sheet] = {}
+        self.skew_seconds: float | None = None
+        """The server's clock less ours, as of the last answer that told."""
 
     # -- what the source's task calls -----------------------------------------------------------------------------
 
@@ -204,8 +207,7 @@ class Poller:
         try:
             while True:
                 answer = await fetch
-                if state.until is None:
-                    state = msgspec.structs.replace(state, until=answer.until)
+                state = _begun(state, answer)
                 if _is_last(answer.content, state):
                     yield _step(answer, msgspec.structs.replace(state, done=True))
                     return
@@ -290,6 +292,7 @@ class Poller:
         report.incidents += step.sheet.count
         self._observer.read(step.sheet.count)
         if step.skew_seconds is not None:
+            self.skew_seconds = step.skew_seconds
             self._observer.skewed(step.skew_seconds)
         async with self._serial:
             rows, events, bad = await self._compare(step.sheet.page, report)
@@ -365,6 +368,7 @@ def _sheet(page: DecodedPage, view: View, key: bytes) -> Sheet:
         key=key,
         next_page_token=page.next_page_token,
         count=len(page.observed) + len(page.bad),
+        first=min(times, default=None),
         last=max(times, default=None),
         page=page,
     )
@@ -392,6 +396,13 @@ def _require_ascending(rows: Sequence[Observed], state: PassState) -> None:
         if shown < before:
             raise BadAnswer(f"the rows are not in order of {state.view}: orderBy was ignored", reason="order_ignored")
         before = shown
+
+
+def _begun(state: PassState, answer: Answer[Sheet]) -> PassState:
+    """The pass after its first answers: where it begins and how far it reads is known."""
+    first = answer.content.first if state.first is None else state.first
+    until = answer.until if state.until is None else state.until
+    return msgspec.structs.replace(state, first=first, until=until)
 
 
 def _is_last(sheet: Sheet, state: PassState) -> bool:

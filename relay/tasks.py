@@ -15,13 +15,14 @@ from relay.errors import (
     SourceError,
 )
 from relay.eset.auth import Account
+from relay.eset.client import EsetClient
 from relay.journal import Progress, SourceLease
-from relay.metrics import Metrics
+from relay.metrics import Metrics, SourceMetrics
 from relay.poller import Poller, PollReport
+from relay.status import SourceFacts, SourceState
 
 log = structlog.get_logger()
 
-SourceState = Literal["starting", "ok", "throttled", "failing", "refused", "stopped"]
 REFUSED_SECONDS = 300.0
 """How long a source rests after 403, 404 or 501: asking again soon does not help, and hammering may hurt."""
 JOURNAL_RETRY_SECONDS = 5.0
@@ -30,47 +31,67 @@ JOURNAL_RETRY_SECONDS = 5.0
 class SourceTask:
     """Polls one source whenever it is told that the time has come, and reads its past beside that."""
 
-    def __init__(self, *, poller: Poller, lease: SourceLease, account: Account, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        poller: Poller,
+        client: EsetClient,
+        lease: SourceLease,
+        account: Account,
+        place: str,
+        metrics: Metrics,
+        counts: SourceMetrics,
+        clock: Clock,
+    ) -> None:
         self.name = lease.name
         self.state: SourceState = "starting"
         self.since: Instant = clock.now()
         self.error = ""
-        self.hint = ""
-        self.failures = 0
-        self.last_poll: Instant | None = None
-        self.rests_until: Instant | None = None
+        self.poll_interval_seconds = 0.0
+        self._hint = ""
+        self._failures = 0
+        self._last_poll: Instant | None = None
+        self._rests_until: Instant | None = None
         self._poller = poller
+        self._client = client
         self._lease = lease
         self._account = account
+        self._place = place
         self._all_metrics = metrics
-        self._metrics = metrics.source(lease.name)
+        self._metrics = counts
         self._clock = clock
         self._log = log.bind(source=lease.name)
         self._tick = asyncio.Event()
         self._tick.set()
+        self._finishing = False
+        self._incidents = 0
 
-    @property
-    def progress(self) -> Progress | None:
-        """What is committed."""
-        return self._lease.progress
-
-    @property
-    def throttled_until(self) -> Instant | None:
-        """Until when the account has to wait, if it has to."""
-        until = self._account.paused_until
-        return until if until is not None and until > self._clock.now() else None
-
-    def tick(self) -> None:
+    async def on_tick(self) -> None:
         """The time for a poll has come. Ticks that come during a poll count as one."""
         self._tick.set()
 
+    def finish(self) -> None:
+        """Lets `run` return after the poll in hand."""
+        self._finishing = True
+        self._tick.set()
+
     async def run(self) -> None:
-        """Polls at every tick until cancelled. A failed poll never ends it."""
+        """Polls at every tick until `finish`. A failed poll never ends it."""
         while True:
             await self._tick.wait()
             self._tick.clear()
-            if self.rests_until is None or self._clock.now() >= self.rests_until:
+            if self._finishing:
+                return
+            if self._rests_until is None or self._clock.now() >= self._rests_until:
                 await self.poll()
+
+    async def once(self) -> bool:
+        """One live poll and the whole past; False when either failed."""
+        return await self.poll() and await self.backfill_once()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
 
     async def poll(self) -> bool:
         """One live poll; False when it failed."""
@@ -82,7 +103,8 @@ class SourceTask:
             return False
         seconds = self._clock.monotonic() - started
         self._metrics.polled("complete", seconds)
-        self._metrics.knows(await self._lease.count())
+        self._incidents = await self._lease.count()
+        self._metrics.knows(self._incidents)
         self._succeeded(report, seconds)
         return True
 
@@ -107,12 +129,12 @@ class SourceTask:
         return True
 
     def _succeeded(self, report: PollReport, seconds: float) -> None:
-        self.last_poll = self._clock.now()
-        if self.failures:
-            self._log.info("source recovered", failures=self.failures)
-        self.failures = 0
-        self.error = self.hint = ""
-        self.rests_until = None
+        self._last_poll = self._clock.now()
+        if self._failures:
+            self._log.info("source recovered", failures=self._failures)
+        self._failures = 0
+        self.error = self._hint = ""
+        self._rests_until = None
         self._enter("ok")
         write = self._log.info if report.events or report.bad else self._log.debug
         write(
@@ -127,16 +149,16 @@ class SourceTask:
         )
 
     async def _failed(self, error: RelayError, event: str, *, seconds: float) -> None:
-        self.failures += 1
+        self._failures += 1
         self.error = str(error)
-        self.hint = error.hint if isinstance(error, SourceError) else ""
+        self._hint = error.hint if isinstance(error, SourceError) else ""
         self._metrics.polled("failed", seconds)
         self._metrics.failed(error.reason)
-        self._log.warning(event, reason=error.reason, error=self.error, failures=self.failures)
+        self._log.warning(event, reason=error.reason, error=self.error, failures=self._failures)
         if isinstance(error, LoginRefused):
             self._enter("refused")
         elif isinstance(error, AccessDenied):
-            self.rests_until = self._clock.now() + int(REFUSED_SECONDS * SECOND)
+            self._rests_until = self._clock.now() + int(REFUSED_SECONDS * SECOND)
             self._enter("refused")
         elif isinstance(error, JournalError):
             self._enter("stopped")
@@ -155,9 +177,63 @@ class SourceTask:
         else:
             await self._clock.sleep(JOURNAL_RETRY_SECONDS)
         stopped.set(0)
-        self.tick()
+        self._tick.set()
+
+    def report(self) -> None:
+        """Brings the gauges up to date."""
+        until = self._throttled_until()
+        self._metrics.backs_off_for(max(0.0, (until - self._clock.now()) / SECOND) if until else 0.0)
+
+    def facts(self) -> SourceFacts:
+        """What the status says of this source."""
+        progress = self._lease.progress or Progress(identity="", first_start=0, start_from=0)
+        throttled_until = self._throttled_until()
+        return SourceFacts(
+            name=self.name,
+            region=self._place,
+            state="throttled" if throttled_until else self.state,
+            since=self.since,
+            error=self.error,
+            hint=self._hint,
+            failures=self._failures,
+            last_poll=self._last_poll,
+            next_poll=self._next_poll(),
+            poll_interval_seconds=self.poll_interval_seconds,
+            throttled_until=throttled_until,
+            complete_up_to=progress.complete_up_to,
+            start_from=progress.start_from or None,
+            first_start=progress.first_start or None,
+            backfill=_backfill_state(progress),
+            backfill_from=progress.backfill[0].first if progress.backfill else None,
+            backfill_up_to=_backfill_cursor(progress),
+            ledger_incidents=self._incidents,
+            clock_skew_seconds=self._poller.skew_seconds,
+        )
+
+    def _next_poll(self) -> Instant | None:
+        if self._rests_until is not None:
+            return self._rests_until
+        return self._last_poll + int(self.poll_interval_seconds * SECOND) if self._last_poll else None
+
+    def _throttled_until(self) -> Instant | None:
+        until = self._account.paused_until
+        return until if until is not None and until > self._clock.now() else None
 
     def _enter(self, state: SourceState) -> None:
         if state != self.state:
             self.state = state
             self.since = self._clock.now()
+
+
+def _backfill_state(progress: Progress) -> Literal["not_wanted", "running", "done"]:
+    if not progress.backfill:
+        return "not_wanted"
+    return "done" if progress.backfill_done else "running"
+
+
+def _backfill_cursor(progress: Progress) -> Instant | None:
+    """How far the past is read; with two passes, the one in hand counts."""
+    cursors = [one.cursor for one in progress.backfill if not one.done]
+    if cursors:
+        return min(cursors[0], progress.first_start)
+    return progress.first_start if progress.backfill else None

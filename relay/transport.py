@@ -22,7 +22,7 @@ FailureReason = Literal["dns", "connect", "tls", "proxy", "timeout", "reset", "t
 FAILURE_REASONS: Final[tuple[FailureReason, ...]] = get_args(FailureReason)
 
 NETWORK_ERRORS: Final = (httpx.HTTPError, aiohttp.ClientError, OSError)
-"""What a request over `http_client` may raise. The texts may hold URLs with secrets: use `failure_reason`, drop them."""
+"""What a request over `http_client` may raise. Their texts may hold URLs with secrets: never show them."""
 
 # The first that fits is the reason; the order goes from special to general.
 _REASONS: Final[tuple[tuple[type[BaseException], FailureReason], ...]] = (

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,7 @@ class Shown(Protocol):
     """What the servers need of the relay."""
 
     metrics: Metrics
+    """What `/metrics` shows."""
 
     async def facts(self) -> RelayFacts:
         """Everything that the status says."""
@@ -49,7 +50,7 @@ class _Server(uvicorn.Server):
     """uvicorn inside our loop: signals stay ours."""
 
     @contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201  # uvicorn's own signature
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -102,7 +103,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         listener.close()
         raise ConfigError(
-            f"cannot listen on http.host {host}, http.port {port}: {exc.strerror}; choose another port, or 0 for a free one"
+            f"cannot listen on http.host {host}, http.port {port}: {exc.strerror}; choose another port, 0 takes a free one"
         ) from exc
     return listener
 

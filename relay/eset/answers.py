@@ -93,7 +93,6 @@ def collect_wait_seconds(collected: int) -> float:
     return min(wait, MAX_COLLECT_WAIT_SECONDS)
 
 
-def excerpt(body: bytes, *, characters: int = 256) -> str:
-    """The start of a body on one line, fit for an error message."""
-    text = body[: 4 * characters].decode(errors="replace")
+def one_line(text: str, *, characters: int = 256) -> str:
+    """The start of a text on one line, fit for an error message."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:characters]

@@ -6,6 +6,7 @@ Not here: the requests that a token is for (`relay.eset.client`). Source: ESET C
 import asyncio
 import copy
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -14,7 +15,7 @@ import msgspec
 import structlog
 
 from relay.clock import Clock, Instant
-from relay.errors import BadAnswer, LoginRefused, SourceError, SourceUnavailable
+from relay.errors import BadAnswer, LoginRefused, SourceError
 from relay.eset.budget import RateBudget
 from relay.eset.exchange import DEFAULT_PATIENCE, UNOBSERVED, Countdown, Exchange, Observer, Patience, Pause, Reply
 
@@ -70,10 +71,6 @@ class Token:
     def refresh(self) -> str:
         """The refresh token, or nothing."""
         return self._refresh
-
-    def texts(self) -> tuple[str, ...]:
-        """Everything that must never be shown."""
-        return tuple(text for text in (self._access, self._refresh) if text)
 
 
 class _TokenAnswer(msgspec.Struct):
@@ -131,6 +128,7 @@ class Account:
         self._refusals = 0
         self._refusal: LoginRefused | None = None
         self._refused_secret = ""
+        self._shown_to_nobody: deque[str] = deque(maxlen=16)
 
     def __repr__(self) -> str:
         return f"Account(username={self._username!r}, token_url={self._token_url!r})"
@@ -187,10 +185,9 @@ class Account:
         return self._settled
 
     def redact(self, text: str) -> str:
-        """`text` without the secrets that we know of."""
-        for secret in (*(self._token.texts() if self._token else ()), self._refused_secret, self._known_secret()):
-            if secret:
-                text = text.replace(secret, "***")
+        """`text` without passwords and tokens of late."""
+        for secret in sorted(self._shown_to_nobody, key=len, reverse=True):
+            text = text.replace(secret, "***")
         return text
 
     async def close(self) -> None:
@@ -221,6 +218,7 @@ class Account:
         secret = self._current_secret()
         if self._refusal is not None and self._refused.left and secret == self._refused_secret:
             raise copy.copy(self._refusal)
+        self._shown_to_nobody.append(secret)
         reply = await self._post("log in", grant_type="password", username=self._username, password=secret)
         if reply.content is None:
             raise self._refuse(reply, secret)
@@ -263,12 +261,6 @@ class Account:
             problem = "the password cannot be read"
         raise LoginRefused(f"log in as {self._username}: {problem}", hint="is its file there, and readable for us?")
 
-    def _known_secret(self) -> str:
-        try:
-            return self._secret()
-        except (OSError, UnicodeError):
-            return ""
-
     def _decode(self, body: bytes) -> Token:
         """Reads the token endpoint's 200; no text of it goes into an error. Raises BadAnswer."""
         answer = _parse(body)
@@ -277,6 +269,7 @@ class Account:
         if (answer.token_type or "bearer").lower() != "bearer":
             raise BadAnswer("a token that is not a bearer token", status=200)
         seconds = _positive(answer.expires_in)
+        self._shown_to_nobody.extend(filter(None, (answer.access_token, answer.refresh_token)))
         return Token(
             access=answer.access_token,
             refresh=answer.refresh_token or "",

@@ -13,7 +13,7 @@ import httpx
 
 from relay.clock import Clock, Instant
 from relay.errors import AccessDenied, BadAnswer, QueryRefused, SourceUnavailable
-from relay.eset.answers import HINTS
+from relay.eset.answers import HINTS, one_line
 from relay.eset.auth import Account, Ticket
 from relay.eset.budget import Lane, RateBudget
 from relay.eset.exchange import DEFAULT_PATIENCE, UNOBSERVED, Exchange, Observer, Patience, Reply
@@ -130,7 +130,7 @@ class EsetClient:
         await self._http.aclose()
 
     def _fail(self, reply: Reply[T], what: str, *, query: bool) -> NoReturn:
-        detail = self._account.redact(reply.excerpt)
+        detail = one_line(self._account.redact(reply.body.decode(errors="replace")))
         label = f"status {reply.status}, request-id {reply.request_id or 'none'}"
         message = f"{what}: refused ({label})" + (f": {detail}" if detail else "")
         hint = HINTS.get(reply.status, "is base_url the API itself, with no gateway answering in its place?")

@@ -21,9 +21,9 @@ from relay.eset.answers import (
     backoff_seconds,
     classify,
     collect_wait_seconds,
-    excerpt,
     http_date,
     is_throttling,
+    one_line,
     retry_after_seconds,
 )
 from relay.eset.budget import Lane, RateBudget
@@ -32,7 +32,7 @@ from relay.transport import NETWORK_ERRORS, failure_reason
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-MAX_EXCERPT_BYTES = 4096
+MAX_REFUSAL_BYTES = 64 * 1024
 TOO_LARGE: Final = "too_large"
 HEADERS: Final = {
     "accept": "application/json",
@@ -171,11 +171,11 @@ class Pause(Countdown):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply(Generic[T]):
-    """A final answer. `content` is there when `status` is 200, `excerpt` (of the body, one line) when it is not."""
+    """A final answer. `content` is there when `status` is 200, the start of `body` when it is not."""
 
     status: int
     content: T | None = None
-    excerpt: str = ""
+    body: bytes = b""
     request_id: str = ""
     as_of: Instant
     until: Instant
@@ -197,11 +197,11 @@ class _Got:
 
     @property
     def request_id(self) -> str:
-        return excerpt(self.headers.get("request-id", "").encode(), characters=64)
+        return one_line(self.headers.get("request-id", ""), characters=64)
 
     @property
     def response_id(self) -> str:
-        return self.headers.get("response-id", "")
+        return str(self.headers.get("response-id", ""))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -441,7 +441,7 @@ class Exchange:
         return Reply(
             status=got.status,
             content=content,
-            excerpt="" if got.status == 200 else excerpt(got.body),
+            body=b"" if got.status == 200 else got.body,
             request_id=got.request_id,
             as_of=(now if server is None else min(now, server)) - took,
             until=now if server is None else max(now, server),
@@ -451,27 +451,28 @@ class Exchange:
 
 async def _receive(response: httpx.Response) -> _Got:
     """The whole answer, unless it is larger than we take; of what is no 200, the start of the body will do."""
-    if response.status_code != 200:
-        return _Got(status=response.status_code, headers=response.headers, body=await _start_of_body(response))
-    if "," in response.headers.get("content-encoding", ""):
-        return _Got(failure="protocol")  # packed twice: a few bytes may unpack to more than the machine has
+    status, headers = response.status_code, response.headers
+    if "," in headers.get("content-encoding", ""):  # packed twice: a few bytes may unpack to more than the machine has
+        return _Got(failure="protocol") if status == 200 else _Got(status=status, headers=headers)
+    if status != 200:
+        return _Got(status=status, headers=headers, body=await _start_of_body(response))
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             return _Got(failure=TOO_LARGE)
-    return _Got(status=200, headers=response.headers, body=bytes(body))
+    return _Got(status=status, headers=headers, body=bytes(body))
 
 
 async def _start_of_body(response: httpx.Response) -> bytes:
     """What came before the end, the limit or an error: the status alone says what to do."""
     body = b""
     with suppress(*NETWORK_ERRORS):
-        async for chunk in response.aiter_raw():
+        async for chunk in response.aiter_bytes():
             body += chunk
-            if len(body) > MAX_EXCERPT_BYTES:
+            if len(body) > MAX_REFUSAL_BYTES:
                 break
-    return b"" if "content-encoding" in response.headers else body
+    return body[:MAX_REFUSAL_BYTES]
 
 
 def _label(got: _Got) -> str:

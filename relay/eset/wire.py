@@ -8,7 +8,6 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from relay.clock import Instant
 from relay.errors import BadAnswer
 from relay.incidents import BadRecord, Observed, parse_instant, tracked_values
 
@@ -37,8 +36,7 @@ class _Page(msgspec.Struct):
 
 
 class _Single(msgspec.Struct):
-    incident: msgspec.Raw | None = None
-    uuid: msgspec.Raw | None = None
+    incident: msgspec.Raw = msgspec.Raw()
 
 
 class _Record(TypedDict, total=False):
@@ -96,7 +94,7 @@ def decode_incident(body: bytes) -> Observed:
         single = _read_single(body)
     except msgspec.MsgspecError as exc:
         raise BadAnswer(f"an incident of another shape: {exc}", status=200) from None
-    record = _observe(bytes(single.incident) if single.incident is not None else body)
+    record = _observe(bytes(single.incident) or body)
     if isinstance(record, BadRecord):
         raise BadAnswer(f"an incident that cannot be read: {record.reason}", status=200)
     return record
@@ -136,13 +134,12 @@ def _observe(raw: bytes) -> Observed | BadRecord:
         record = _read_record(raw)
     except msgspec.MsgspecError as exc:
         return _bad(f"not an incident: {exc}", raw)
-    get = record.get
-    uuid = get("uuid")
+    uuid = record.get("uuid")
     if not isinstance(uuid, str) or not uuid:
         return _bad("no uuid", raw)
     try:
-        created = parse_instant(text) if (text := get("createTime")) else None
-        updated = parse_instant(text) if (text := get("updateTime")) else None
+        created = parse_instant(text) if (text := record.get("createTime")) else None
+        updated = parse_instant(text) if (text := record.get("updateTime")) else None
     except (ValueError, TypeError):
         return _bad("a time that is not RFC 3339", raw)
     if created is None and updated is None:
@@ -153,7 +150,7 @@ def _observe(raw: bytes) -> Observed | BadRecord:
         updated=created if updated is None else updated,  # type: ignore[arg-type]
         created_shown=created is not None,
         updated_shown=updated is not None,
-        values=tracked_values(record, get("metrics")),
+        values=tracked_values(record, record.get("metrics")),
         raw=raw,
     )
 

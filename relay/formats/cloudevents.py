@@ -72,7 +72,7 @@ def kafka_headers(event: Attributes) -> list[tuple[str, str | bytes]]:
         ("ce_subject", event.uuid),
         ("ce_time", time_text(event.updated)),
         ("ce_dataschema", DATA_SCHEMA),
-        ("ce_sequence", f"{event.sequence:020d}"),
+        ("ce_sequence", str(event.sequence).zfill(20)),
         ("ce_origin", event.origin),
     ]
 

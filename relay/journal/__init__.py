@@ -19,11 +19,13 @@ View = Literal["update_time", "create_time"]
 class PassState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where one reading of one view stands: resumed from `cursor` after a failure or a restart.
 
-    `until` is None before the first answer; the pass ends after the page that shows a later row.
+    `until` is None before the first answer; the pass ends after the page that shows a later row. `first` is the first
+    time that was shown: where the pass really began.
     """
 
     view: View
     cursor: Instant
+    first: Instant | None = None
     until: Instant | None = None
     done: bool = False
 

@@ -106,7 +106,8 @@ def _check(document: Document) -> tuple[Settings | None, list[Problem]]:
     # A settings class takes options of its own, which begin with `_`, among its arguments: none may come from outside.
     unknown = [(key,) for key in document.values if key not in Settings.model_fields]
     problems += [document.unknown(key) for key in unknown]
-    rest = with_keep(document.without([*(key for _, key in refused), *unknown]))
+    empty = [(key,) for key in ("sources", "sinks") if document.get(key) is None]
+    rest = with_keep(document.without([*(key for _, key in refused), *unknown, *empty]))
     try:
         return Settings(**rest.values), problems
     except ValidationError as exc:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -29,9 +29,9 @@ _WORDS: Final[Mapping[str, str]] = {
     "finite_number": "is not a number",
     "bool_parsing": "is neither true nor false",
     "bool_type": "is neither true nor false",
-    "greater_than": "is too small; more than {gt}",
-    "greater_than_equal": "is too small; at least {ge}",
-    "less_than_equal": "is too large; at most {le}",
+    "greater_than": "is too small; more than {gt:g}",
+    "greater_than_equal": "is too small; at least {ge:g}",
+    "less_than_equal": "is too large; at most {le:g}",
     "string_type": "takes one value",
     "string_too_short": EMPTY,
     "tuple_type": "takes a list, such as [description, tags]",
@@ -80,7 +80,9 @@ class Document:
         file = (*key[:-1], f"{key[-1]}_file")
         if key not in self.places and file in self.places:
             key = file
-        place = next((self.places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self.places), None)
+        above = (self.places[key[:end]] for end in range(len(key) - 1, 0, -1) if key[:end] in self.places)
+        below = (place for other, place in self.places.items() if other[: len(key)] == key)
+        place = self.places.get(key) or next(chain(below, above), None)
         return Problem(place or Place(0, self.file or variable_of(key)), _shown(key), text)
 
     def unknown(self, key: Key) -> Problem:

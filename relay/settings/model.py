@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from relay.clock import Instant
@@ -51,7 +51,7 @@ NOT_YET: Final[Mapping[str, tuple[str, ...]]] = {
 folder: ContextVar[Path] = ContextVar("folder", default=Path())
 """Where relative paths start; set by `load`, because a settings class takes no validation context."""
 
-_SECRET_OPTION = re.compile(r"password|passphrase|secret|\.pem$|^sasl\.oauthbearer\.config$")
+_SECRET_OPTION = re.compile(r"pas|pwd|secret|\.pem$|^sasl\.oauthbearer\.config$")
 _LABEL = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
 _TOPIC_TEXT = re.compile(r"[A-Za-z0-9._-]*", re.ASCII)
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -68,11 +68,13 @@ def is_secret_option(name: str) -> bool:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("takes one value" if value else EMPTY)
+    if "\0" in value:
+        raise ValueError("holds a NUL; remove it")
     return value
 
 
-def _parsed(parse: Callable[[str], _T]) -> PlainValidator:
-    return PlainValidator(lambda value: value if isinstance(value, timedelta | int) else parse(_text(value)))
+def _parsed(parse: Callable[[str], _T]) -> BeforeValidator:
+    return BeforeValidator(lambda value: value if isinstance(value, timedelta | int) else parse(_text(value)))
 
 
 def _at_least(least: Any, shown: str) -> AfterValidator:
@@ -235,16 +237,16 @@ def secret_keys(group: type[BaseModel]) -> list[str]:
     return [key for key, field in fields if Secret in (field.annotation, *get_args(field.annotation))]
 
 
-Label = Annotated[str, PlainValidator(_label)]
+Label = Annotated[str, BeforeValidator(_label)]
 Duration = Annotated[timedelta, _parsed(parse_duration)]
 Positive = Annotated[Duration, _duration(timedelta(milliseconds=1))]
 Size = Annotated[int, _parsed(parse_size)]
-AnyPath = Annotated[Path, PlainValidator(_path)]
-ReadableFile = Annotated[Path, PlainValidator(_path), AfterValidator(_readable)]
-Endpoint = Annotated[str, PlainValidator(_endpoint)]
+AnyPath = Annotated[Path, BeforeValidator(_path)]
+ReadableFile = Annotated[Path, BeforeValidator(_path), AfterValidator(_readable)]
+Endpoint = Annotated[str, BeforeValidator(_endpoint)]
 Text = Annotated[str, Field(min_length=1)]
-KafkaOptions = Annotated[dict[str, Annotated[str | Secret, PlainValidator(_option)]], BeforeValidator(_fold_options)]
-Proxy = Annotated[Literal["none", "env"] | Secret, PlainValidator(_proxy)]
+KafkaOptions = Annotated[dict[str, Annotated[str | Secret, BeforeValidator(_option)]], BeforeValidator(_fold_options)]
+Proxy = Annotated[Literal["none", "env"] | Secret, BeforeValidator(_proxy)]
 
 
 class _Group(BaseModel):
@@ -307,7 +309,7 @@ class Source(_Group):
     """Incidents a request. The API's own limit, because requests are what it counts."""
     enrich: bool = False
     """Whether each changed incident is fetched for its device and detection ids. Costs a request each."""
-    link: Annotated[str, PlainValidator(_link)] | None = None
+    link: Annotated[str, BeforeValidator(_link)] | None = None
     """A URL with `{uuid}` that leads to an incident; the API itself has none."""
     backoff: Backoff = Backoff()
     """How long failures are waited out."""
@@ -357,6 +359,8 @@ class CreateTopic(_Group):
 
 
 class _Sink(_Group):
+    """What every kind of sink takes."""
+
     format: Literal["native"] = "native"
     """The shape of an event. `native` is ESET's own JSON, untouched, beside what the relay knows."""
     omit: Annotated[tuple[str, ...], BeforeValidator(parse_list), AfterValidator(_fields)] = ()
@@ -372,7 +376,7 @@ class KafkaSink(_Sink):
 
     type: Literal["kafka"]
     """Which kind of sink this is."""
-    topic: Annotated[str, PlainValidator(_topic)]
+    topic: Annotated[str, BeforeValidator(_topic)]
     """May hold `{source}` and `{severity}`; with `{severity}` order holds per topic."""
     transactional: bool = True
     """False for brokers without transactions; then an event may be repeated, with the same id."""
@@ -436,7 +440,7 @@ class Settings(BaseSettings):
     """The rate that all sources share."""
     journal: Journal = Field(default_factory=Journal)
     """Where changes become durable."""
-    kafka_prefix: Annotated[str, PlainValidator(_prefix)] = "relay"
+    kafka_prefix: Annotated[str, BeforeValidator(_prefix)] = "relay"
     """Begins the relay's own topics, transactional ids and group; tells relays on one cluster apart."""
     kafka: KafkaOptions = {}
     """librdkafka options under their own names, for everything that talks to Kafka."""
@@ -444,7 +448,7 @@ class Settings(BaseSettings):
     """Where events go, by label; at least one."""
     http: Http = Http()
     """Probes, metrics and the status page."""
-    admin_socket: Annotated[Literal["auto"] | Path, PlainValidator(_socket)] = "auto"
+    admin_socket: Annotated[Literal["auto"] | Path, BeforeValidator(_socket)] = "auto"
     """The Unix socket of the commands. `auto` puts it beside the journal, so that it is found without being told."""
     log: Log = Log()
     """What is logged, and how."""

@@ -12,12 +12,15 @@ from relay.errors import ConfigError
 LARGEST_BYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Secret:
     """`reveal()` is the only way to the value. `file` is None when the value was written in place."""
 
-    text: str | None = field(default=None, repr=False)
+    text: str | None = None
     file: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Secret({self.file or '***'})"
 
     def reveal(self) -> str:
         """The value, without trailing line ends; a file is read again. Raises ConfigError when it cannot be."""

@@ -69,7 +69,7 @@ class _Call:
 
     @property
     def username(self) -> str:
-        return self.tenant.username if self.tenant else ""
+        return "" if self.tenant is None else self.tenant.username
 
     @property
     def response_id(self) -> str:
@@ -366,10 +366,11 @@ def _enum(value: Any, path: str) -> str:
 
 def _attributes(body: dict[str, Any]) -> dict[str, Any]:
     """The fields to set: those of `updateMask` (comma separated), or all that are given."""
-    mask = body.get("updateMask", "")
-    names = mask.split(",") if mask else [name for name in _UPDATABLE.values() if name in body]
+    mask = body.get("updateMask") or ",".join(name for name in _UPDATABLE.values() if name in body)
+    if not isinstance(mask, str):
+        raise InvalidArgument("update_mask: not text")
     fields: dict[str, Any] = {}
-    for name in names:
+    for name in mask.split(",") if mask else ():
         path = _UPDATABLE.get(name.strip(), name.strip())
         value = body.get(path, "")
         if path not in _UPDATABLE.values() or not isinstance(value, str):

@@ -92,7 +92,10 @@ class Tenant:
     def update(
         self, uuids: str | Iterable[str], fields: Mapping[str, Any] | None = None, *, at: Instant | None = None
     ) -> None:
-        """Changes fields (drawn for each incident if not given) and sets updateTime to `at`, by default now."""
+        """Changes fields (drawn for each incident if not given) and sets updateTime to `at`, by default now.
+
+        A clock that has not moved since the last update gives the same updateTime again, as a coarse one may live.
+        """
         instant = self._clock.now() if at is None else at
         self._put([self._edited(uuid, fields, updated=instant) for uuid in _each(uuids)])
 

@@ -1,0 +1,292 @@
+"""The commands. Each says what it does in its first line; none holds logic of its own. Heavy imports wait until used.
+
+Exit codes: 0 well, 1 the check or poll failed, 2 usage or configuration.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from relay import __version__
+from relay.errors import ConfigError, RelayError
+
+if TYPE_CHECKING:
+    from relay.app import Relay
+    from relay.eset.client import EsetClient
+    from relay.eset.wire import DecodedPage
+    from relay.settings import Settings
+    from relay.simulator import Served
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="relay",
+    help="Carries every new or changed ESET incident to Kafka and other sinks, exactly as often as it should.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+incidents = typer.Typer(help="Ask the API by hand.", no_args_is_help=True)
+app.add_typer(incidents, name="incidents")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="The configuration file; else RELAY_CONFIG, else relay.yaml.", show_default=False
+    ),
+]
+SourceOption = Annotated[str | None, typer.Option("--source", help="Which source; needed when there are several.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def main() -> None:
+    """Runs the command line; errors that we know become one message and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except RelayError as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from relay.terminal import error_line
+
+    error_line(message)
+    raise SystemExit(code)
+
+
+def _settings(config: Path | None) -> "Settings":
+    from relay import logs
+    from relay.settings import load
+
+    settings = load(config, os.environ, Path.cwd())
+    logs.configure(settings.log.level, settings.log.format)
+    for secret in settings.secrets():
+        logs.protect(secret.reveal())
+    return settings
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Poll each source once, finish the backfill, deliver all, and end.")
+    ] = False,
+) -> None:
+    """Run the relay until SIGTERM, or once."""
+    import structlog
+
+    from relay.app import Relay
+
+    settings = _settings(config)
+    for warning in settings.warnings:
+        structlog.get_logger().warning("configuration doubtful", problem=warning)
+    if once:
+        raise SystemExit(0 if asyncio.run(Relay(settings).run_once()) else 1)
+    asyncio.run(_until_signalled(Relay(settings)))
+
+
+async def _until_signalled(relay: "Relay") -> None:
+    """The first signal asks for an orderly stop, the second leaves at once."""
+    asked = False
+
+    def on_signal() -> None:
+        nonlocal asked
+        if asked:
+            os._exit(1)
+        asked = True
+        relay.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    if not sys.stderr.isatty():
+        await relay.run()
+        return
+    from relay.terminal import show_backfill
+
+    showing = asyncio.create_task(show_backfill(relay.facts), name="show backfill")
+    try:
+        await relay.run()
+    finally:
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
+
+
+@app.command()
+def check(
+    config: ConfigOption = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Look at the configuration only.")] = False,
+) -> None:
+    """Try everything that the configuration names, a line each, with the cure where it failed."""
+    from relay.check import check as try_everything
+    from relay.terminal import make_console, print_check
+
+    settings = _settings(config)
+    lines = asyncio.run(try_everything(settings, offline=offline))
+    raise SystemExit(print_check(lines, make_console()))
+
+
+@app.command()
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Ask the running relay whether data flows, and what to do if not."""
+    from relay.terminal import make_console, print_status
+
+    document = _ask_running(_settings(config))
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        print_status(document, make_console())
+
+
+def _ask_running(settings: "Settings") -> dict[str, Any]:
+    import httpx
+
+    path = settings.admin_socket_path
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=10) as client:
+            answer = client.get("http://relay/api/status").raise_for_status()
+    except httpx.HTTPError:
+        _fail(f"no relay answers on {path}: start one with `relay run`, with the same configuration", 1)
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+@app.command()
+def simulate(
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8089,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    scenario: Annotated[Path | None, typer.Option(help="A YAML file that says what happens when.")] = None,
+    tenants: Annotated[int, typer.Option(min=1, max=100, help="How many tenants, without a scenario.")] = 1,
+    count: Annotated[int, typer.Option("--incidents", min=0, help="Incidents a tenant, without a scenario.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed plays the same story.")] = 1,
+) -> None:
+    """Stand in for ESET Connect: log in with the printed user, poll, and inject faults under /control."""
+    from relay.simulator import everyday_scenario, load_scenario
+    from relay.simulator import run as simulate_run
+
+    if scenario is not None:
+        try:
+            played = load_scenario(scenario)
+        except (OSError, ValueError) as exc:
+            raise ConfigError(f"{scenario}: {exc}") from exc
+    else:
+        names = [f"api@tenant{number}.example" for number in range(1, tenants + 1)]
+        played = everyday_scenario(tenants=names, incidents=count, seed=seed)
+
+    def on_ready(served: "Served", _simulator: object) -> None:
+        typer.echo(f"base_url: {served.base_url}\ntoken_url: {served.token_url}")
+        for tenant in played.tenants:
+            typer.echo(f"username: {tenant.username}   password: {tenant.password}")
+
+    try:
+        _interruptible(simulate_run(played, host=host, port=port, on_ready=on_ready))
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {host}, port {port}: {exc.strerror}; --port 0 takes a free one") from exc
+
+
+def _interruptible(work: Coroutine[Any, Any, None]) -> None:
+    """Runs until it ends or is interrupted, which is the usual way to end it."""
+
+    async def until_signalled() -> None:
+        task = asyncio.ensure_future(work)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return
+
+    asyncio.run(until_signalled())
+
+
+@app.command()
+def demo(
+    kafka: Annotated[
+        str | None,
+        typer.Option(envvar="RELAY_TEST_KAFKA", help="Bootstrap servers of a broker to send through as well."),
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the journal, the events and the logs in this folder.")] = None,
+) -> None:
+    """Run simulator and relay together through a short story with faults, and count what arrived."""
+    from relay.demo import demo as tell
+
+    raise SystemExit(asyncio.run(tell(kafka=kafka, keep=keep)))
+
+
+@incidents.command("list")
+def list_incidents(
+    config: ConfigOption = None,
+    source: SourceOption = None,
+    filter_text: Annotated[str, typer.Option("--filter", help="As the API takes it.")] = "",
+    order_by: Annotated[str, typer.Option("--order-by", help="As the API takes it.")] = "update_time desc",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List incidents, one page."""
+    from relay.eset.wire import decode_page
+    from relay.terminal import make_console, print_incidents
+
+    async def ask(client: "EsetClient") -> "DecodedPage":
+        answer = await client.list_incidents(filter=filter_text, order_by=order_by, page_size=limit, decode=decode_page)
+        return answer.content
+
+    page = _with_client(_settings(config), source, ask)
+    if as_json:
+        for seen in page.observed:
+            typer.echo(seen.raw)
+    else:
+        print_incidents(page.observed, make_console())
+
+
+@incidents.command("get")
+def get_incident(uuid: str, config: ConfigOption = None, source: SourceOption = None) -> None:
+    """Print one incident with all its fields, as JSON."""
+    found = _with_client(_settings(config), source, lambda client: client.get_incident(uuid))
+    if found is None:
+        _fail(f"there is no incident {uuid}: look it up with `relay incidents list`", 1)
+    typer.echo(found.raw)
+
+
+def _with_client(settings: "Settings", source: str | None, ask: "Callable[[EsetClient], Coroutine[Any, Any, T]]") -> T:
+    from relay.assembly import Accounts, make_client
+    from relay.clock import SystemClock
+    from relay.metrics import Metrics
+
+    async def asked() -> T:
+        name = _one_source(settings, source)
+        clock = SystemClock()
+        metrics = Metrics(clock)
+        accounts = Accounts(settings, metrics=metrics, clock=clock)
+        client = make_client(name, settings.sources[name], accounts=accounts, metrics=metrics.source(name), clock=clock)
+        try:
+            return await ask(client)
+        finally:
+            await client.close()
+            await accounts.close()
+
+    return asyncio.run(asked())
+
+
+def _one_source(settings: "Settings", name: str | None) -> str:
+    known = ", ".join(settings.sources)
+    if name is None and len(settings.sources) > 1:
+        raise ConfigError(f"there are several sources: name one with --source ({known})")
+    if name is not None and name not in settings.sources:
+        raise ConfigError(f"there is no source {name}: use one of {known}")
+    return name or next(iter(settings.sources))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
