@@ -162,16 +162,25 @@ class Poller:
         return progress
 
     async def poll(self) -> PollReport:
-        """One live poll: both views from `complete_up_to` less the lookback, or on from where a failed one stood.
+        """One live poll of both views, from `complete_up_to` less the lookback; one that failed before is ended first.
 
         Moves `complete_up_to` only when every page of both views is committed. Raises SourceError, JournalError.
         """
         progress = await self.introduce()
+        report = PollReport()
+        if progress.poll is not None:
+            await self._poll(progress.poll, report)
+        await self._poll(self._fresh_poll(), report)
+        return report
+
+    def _fresh_poll(self) -> PollState:
+        progress = self._required_progress()
         since = (progress.complete_up_to or progress.first_start) - self._lookback
-        state = progress.poll or PollState(
+        return PollState(
             passes=(PassState(view="update_time", cursor=since), PassState(view="create_time", cursor=since))
         )
-        report = PollReport()
+
+    async def _poll(self, state: PollState, report: PollReport) -> None:
         for index, one in enumerate(state.passes):
             if one.done:
                 continue
@@ -183,7 +192,6 @@ class Poller:
                     )
                     await self._absorb(step, report, poll=state)
         await self._complete(state)
-        return report
 
     async def backfill(self) -> PollReport:
         """Reads the past to its end, resuming where it stood. Raises SourceError, JournalError."""

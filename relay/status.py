@@ -218,10 +218,9 @@ def _polling_stopped(facts: RelayFacts, *, full: bool) -> Problem:
     since = facts.polling_stopped_since or facts.started
     at = moment(since, facts.now)
     if full:
-        holder = _holder(facts.sinks)
         cure = (
-            f"{holder} Let that sink catch up, or raise journal.max_bytes and restart the relay; polling goes on by "
-            "itself as soon as there is room. To look again, run:"
+            f"{_holder(facts.sinks)} Polling goes on by itself as soon as that shrinks; or raise journal.max_bytes and "
+            "restart the relay. To look again, run:"
         )
     else:
         cure = (
@@ -237,7 +236,7 @@ def _polling_stopped(facts: RelayFacts, *, full: bool) -> Problem:
         headline=f"Polling stopped at {at}: the journal {'is full' if full else 'cannot be written'}.",
         text=sentence(f"Polling stopped: {facts.polling_stopped_reason}"),
         effect=f"No source has been read since {at}. {'Sending goes on. ' if full else ''}Nothing is lost.",
-        cure=cure.strip(),
+        cure=cure,
         command="relay status",
     )
 
@@ -253,18 +252,16 @@ def _journal_filling(facts: RelayFacts, ratio: float) -> Problem:
         headline=f"The journal is {percent} % full; polling stops at 90 %.",
         text=f"{size(facts.journal_used_bytes or 0, facts.journal_limit_bytes or 0)} are in use, {percent} %.",
         effect="At 90 % polling stops until there is room. No sink is delayed, and nothing is lost.",
-        cure=(
-            f"{_holder(facts.sinks)} Nothing to do while that shrinks: room returns by itself. If it grows, raise "
-            "journal.max_bytes and restart the relay."
-        ).strip(),
+        cure=f"{_holder(facts.sinks)} Nothing to do while that shrinks: room returns by itself. If it grows, raise "
+        "journal.max_bytes and restart the relay.",
     )
 
 
 def _holder(sinks: Sequence[SinkFacts]) -> str:
     """Names the sink for which most events wait."""
     most = max(sinks, key=attrgetter("waiting"), default=None)
-    if most is None or not most.waiting:
-        return "Nothing waits for a sink."
+    if most is None:
+        return "No sink is configured."
     return f"{count(most.waiting, 'event')} {'waits' if most.waiting == 1 else 'wait'} for {most.name}."
 
 

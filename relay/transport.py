@@ -52,7 +52,7 @@ def failure_reason(error: BaseException) -> FailureReason:
 
     httpx-aiohttp reports most failures as `ConnectTimeout`; what happened is in the cause.
     """
-    cause = error.__cause__ or error
+    cause = (error.__cause__ if isinstance(error, httpx.HTTPError) else None) or error
     for kind, reason in _REASONS:
         if isinstance(cause, kind):
             return reason

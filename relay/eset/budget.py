@@ -26,6 +26,7 @@ class RateBudget:
         self._no_live = asyncio.Event()
         self._no_live.set()
         self._others = asyncio.Lock()
+        self._waits: dict[asyncio.Timeout, None] = {}
         self._set_limiters()
 
     @property
@@ -43,6 +44,8 @@ class RateBudget:
         if share is not None:
             self._share = share
         self._set_limiters()
+        for wait in self._waits:
+            wait.reschedule(0)
 
     async def turn(self, lane: Lane) -> None:
         """Returns when one request of this lane may be sent.
@@ -68,10 +71,16 @@ class RateBudget:
                 self._no_live.set()
 
     async def _pass(self, lane: Lane) -> None:
-        limiter = None
-        while limiter is not self._limiters[lane]:  # changed meanwhile: wait for the new one as well
-            limiter = self._limiters[lane]
-            await limiter.acquire()
+        while True:
+            try:
+                async with asyncio.timeout(None) as wait:
+                    self._waits[wait] = None
+                    await self._limiters[lane].acquire()
+                    return
+            except TimeoutError:
+                continue  # the rate changed: wait under the new one
+            finally:
+                self._waits.pop(wait)
 
     def _set_limiters(self) -> None:
         rate = self.requests_per_second

@@ -32,6 +32,7 @@ class _Page(msgspec.Struct):
     incidents: list[msgspec.Raw] | None = None
     next_page_token: str | None = msgspec.field(name="nextPageToken", default=None)
     code: Any = None
+    message: Any = None
     error: Any = None
 
 
@@ -71,7 +72,7 @@ def decode_page(body: bytes) -> DecodedPage:
         page = _read_page(body)
     except msgspec.MsgspecError as exc:
         raise BadAnswer(f"a page of another shape: {exc}", status=200) from None
-    if page.incidents is None and (page.code is not None or page.error is not None):
+    if page.incidents is None and any(value is not None for value in (page.code, page.message, page.error)):
         raise BadAnswer("an error object in place of a page", status=200)
     observed: list[Observed] = []
     bad: list[BadRecord] = []

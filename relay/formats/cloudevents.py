@@ -9,6 +9,9 @@ from relay.incidents import Kind, Origin, format_instant
 DATA_SCHEMA: Final = "urn:incident-relay:incident:1"
 """Names the shape of `native`. Within one number fields are only added."""
 
+Headers = list[tuple[str, str | bytes | None]]
+"""Of a Kafka record, as confluent-kafka types them; ours are never None."""
+
 
 class Attributes(Protocol):
     """What the attributes are made of; a `Delivery` has it all."""
@@ -61,7 +64,7 @@ def type_name(kind: Kind) -> str:
     return f"incident-relay.incident.{kind}"
 
 
-def kafka_headers(event: Attributes) -> list[tuple[str, str | bytes]]:
+def kafka_headers(event: Attributes) -> Headers:
     """Binary mode of the Kafka protocol binding: every attribute a header, the value stays as it is."""
     return [
         ("content-type", b"application/json"),

@@ -62,6 +62,7 @@ def test_object_without_incidents_is_an_empty_page(body: bytes) -> None:
         b'{"incidents":[' + b"[" * 5000 + b"]" * 5000 + b"]}",
         b'{"code":16,"message":"unauthenticated"}',
         b'{"error":"internal"}',
+        b'{"message":"no"}',
         b"\xff\xfe",
     ],
     ids=lambda body: repr(body[:20]),
@@ -204,7 +205,11 @@ def test_no_value_of_another_field_costs_an_incident(fields: dict[str, Any]) -> 
 
 @given(st.binary())
 def test_nothing_but_a_bad_answer_is_raised(body: bytes) -> None:
-    for whole in (body, b'{"incidents":[' + body + b"]}", b'{"incidents":[{"uuid":"u","displayName":"' + body + b'"}]}'):
+    for whole in (
+        body,
+        b'{"incidents":[' + body + b"]}",
+        b'{"incidents":[{"uuid":"u","displayName":"' + body + b'"}]}',
+    ):
         try:
             decode_page(whole)
         except BadAnswer:

@@ -144,11 +144,22 @@ def shape_of(group: type[BaseModel]) -> st.SearchStrategy[object]:
     return st.fixed_dictionaries({}, optional=keys) | VALUES
 
 
+def refusal(text: str) -> str:
+    """What is said of a file that holds this; nothing when it loads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda _: text.encode())
+        try:
+            load(Path("relay.yaml"), {}, Path("/nowhere"))
+        except ConfigError as refused:
+            return str(refused)
+    return ""
+
+
 @settings_of_hypothesis(max_examples=150, deadline=None)
 @given(
     top=shape_of(Settings),
     source=shape_of(Source) | st.fixed_dictionaries({"tls": shape_of(Tls), "backoff": shape_of(Backoff)}),
-    sink=st.one_of(map(shape_of, (KafkaSink, FileSink))),
+    sink=shape_of(KafkaSink) | shape_of(FileSink),
     kind=st.sampled_from(["kafka", "file", "stdout", "slack", CANARY]),
 )
 def test_whatever_a_file_holds_loads_or_is_refused(top: object, source: object, sink: object, kind: str) -> None:
@@ -156,12 +167,6 @@ def test_whatever_a_file_holds_loads_or_is_refused(top: object, source: object, 
     document = top | {"sources": {"a": source}} if isinstance(top, dict) else top
     if isinstance(document, dict) and isinstance(sink, dict):
         document["sinks"] = {"b": sink | {"type": kind}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda _: json.dumps(document).encode())
-        try:
-            load(Path("relay.yaml"), {}, Path("/nowhere"))
-        except ConfigError as refused:
-            lines = str(refused).splitlines()
-            patch.undo()
-            assert all(line.startswith("relay.yaml") for line in lines)  # noqa: PT017 - either outcome is right
-            assert CANARY not in str(refused)  # noqa: PT017
+    said = refusal(json.dumps(document))
+    assert all(line.startswith("relay.yaml") for line in said.splitlines())
+    assert CANARY not in said

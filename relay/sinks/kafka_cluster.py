@@ -1,0 +1,259 @@
+"""What the Kafka sink must know of its cluster: options, topics, and what an error means. Nothing is sent here.
+
+Everything blocks, in the sink's worker thread.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.cimpl import NewTopic
+
+from relay.errors import ConfigError, Unavailable
+
+KIB: Final = 1024
+SLICE_SECONDS: Final = 0.25
+"""No call into librdkafka blocks for longer, so that a cancelled or closed sink lets go soon."""
+
+DEFAULTS: Final[Mapping[str, str | int]] = {
+    "client.id": "incident-relay",
+    "compression.type": "lz4",
+    "linger.ms": 1,
+    # A transaction that nobody finishes hides everything behind it from readers for as long.
+    "transaction.timeout.ms": 30_000,
+    # A broker that is frozen, not gone, is given up after this; librdkafka's own 60 s would hold everything.
+    "socket.timeout.ms": 10_000,
+    # What goes wrong is raised here, once; librdkafka repeats every refused connection.
+    "log_level": 2,
+}
+_SHARED: Final = ("bootstrap.", "broker.", "client.", "enable.s", "https.", "log", "metadata.", "reconnect.", "retry.")
+_SECURITY: Final = ("sasl.", "security.", "socket.", "ssl.")
+_CURSORS: Final[Mapping[str, str]] = {
+    "cleanup.policy": "compact",
+    # The whole topic is read at each start: keep what compaction may not touch yet short.
+    "segment.bytes": str(16 * KIB * KIB),
+    "segment.ms": str(3_600_000),
+    "min.cleanable.dirty.ratio": "0.1",
+}
+_SECRET: Final = re.compile(r"password|secret|key\.pem|sasl\.oauthbearer\.config|sasl\.jaas", re.IGNORECASE)
+_UNKNOWN_TOPIC: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+_LOGIN: Final = ("login_refused", "check sasl.mechanism, sasl.username and sasl.password")
+_FENCED: Final = ("fenced", "another relay uses this transactional id, or the transaction took too long")
+_HINTS: Final[Mapping[int, tuple[str, str]]] = {
+    KafkaError._AUTHENTICATION: _LOGIN,
+    KafkaError.SASL_AUTHENTICATION_FAILED: _LOGIN,
+    KafkaError._SSL: ("tls", "check security.protocol, ssl.ca.location and the broker's certificate"),
+    KafkaError._FENCED: _FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH: _FENCED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: ("forbidden", "allow Describe and Write on the topic"),
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: ("forbidden", "allow IdempotentWrite on the cluster"),
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: (
+        "forbidden",
+        "allow Describe and Write on the transactional ids that begin with kafka_prefix",
+    ),
+    **dict.fromkeys(_UNKNOWN_TOPIC, ("no_topic", "the topic was deleted; it is looked for again")),
+}
+_DECISIVE: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the operator asked for."""
+
+    name: str
+    options: Mapping[str, str] = field(repr=False)
+    topic: str
+    prefix: str
+    journal_id: str
+    transactional: bool
+    max_event_bytes: int
+    create_topic: bool
+    partitions: int
+    replication_factor: int
+    omit: frozenset[str]
+    patience_seconds: float
+
+    @property
+    def cursors(self) -> str:
+        """The topic of positions."""
+        return f"{self.prefix}.cursors"
+
+    @property
+    def transactional_id(self) -> str:
+        """Whoever uses it fences whoever used it before."""
+        return f"{self.prefix}-{self.journal_id}-{self.name}"
+
+    def connection(self) -> dict[str, Any]:
+        """The options that every kind of client takes."""
+        known = {**DEFAULTS, **self.options}
+        return {key: value for key, value in known.items() if key.startswith((*_SHARED, *_SECURITY))}
+
+    def cluster(self, brokers: int) -> str:
+        """How `check` begins its line."""
+        encrypted = self.options.get("security.protocol", "").lower() in {"ssl", "sasl_ssl"}
+        return f"kafka: {count(brokers, 'broker')}, {'TLS' if encrypted else 'no TLS'}"
+
+    def say(self, text: str, error: KafkaError | None = None) -> str:
+        """One line about this sink, without secrets."""
+        line = f"kafka sink {self.name}: {text}" + (f": {error.str()}" if error is not None else "")
+        for key, value in self.options.items():
+            if value and _SECRET.search(key):
+                line = line.replace(value, "***")
+        return line[:512]
+
+
+class Watch:
+    """Decides how long a silent cluster is waited for, and listens to what is only said aside.
+
+    A refused login or certificate raises nothing: librdkafka tells its error callback and tries again for ever.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._stop = threading.Event()
+        self._refusal: KafkaError | None = None
+        self._latest: KafkaError | None = None
+        self._deadline = 0.0
+
+    def begin(self) -> None:
+        """A new piece of work begins, with all of the patience."""
+        self._refusal = self._latest = None
+        self._deadline = time.monotonic() + self._plan.patience_seconds
+
+    def hear(self, error: KafkaError) -> None:
+        """librdkafka's error callback."""
+        self._latest = error
+        if error.code() in _DECISIVE:
+            self._refusal = error
+
+    def interrupt(self) -> None:
+        """Lets work in hand fail at its next check."""
+        self._stop.set()
+
+    def check(self, doing: str, error: KafkaError | None = None) -> None:
+        """Returns when waiting on makes sense; raises Unavailable otherwise."""
+        if self._refusal is not None:
+            raise self.unavailable(doing, self._refusal)
+        if self._stop.is_set():
+            raise Unavailable(self._plan.say(f"{doing} was interrupted"), reason="closed")
+        if time.monotonic() > self._deadline:
+            raise self.unavailable(f"{doing} took too long", self._latest or error)
+
+    def unavailable(self, doing: str, error: KafkaError | None) -> Unavailable:
+        """What this error means for the operator."""
+        reason, hint = _HINTS.get(error.code(), ("unavailable", "")) if error is not None else ("unavailable", "")
+        text = self._plan.say(doing, error)
+        return Unavailable(f"{text}; {hint}" if hint else text, reason=reason)
+
+
+class Topics:
+    """The topics of the cluster, by an admin client that lives for one piece of work."""
+
+    def __init__(self, plan: Plan, watch: Watch) -> None:
+        self._plan = plan
+        self._watch = watch
+        options: dict[str, Any] = {**plan.connection(), "error_cb": watch.hear, "logger": log}
+        self._admin = AdminClient(options)
+
+    def brokers(self) -> int:
+        """How many nodes the cluster has."""
+        return len(self._ask("connecting", self._admin.describe_cluster()).nodes)
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has, 0 when there is none. Raises Unavailable when it may not be written."""
+        asked = self._admin.describe_topics(TopicCollection([topic]), include_authorized_operations=True)
+        try:
+            found = self._ask(f"looking at topic {topic}", asked[topic])
+        except KafkaException as exc:
+            if error_of(exc).code() in _UNKNOWN_TOPIC:
+                return 0
+            raise
+        if found.authorized_operations is not None and AclOperation.WRITE not in found.authorized_operations:
+            raise Unavailable(
+                self._plan.say(f"topic {topic} may not be written; allow Write on it"), reason="forbidden"
+            )
+        return len(found.partitions)
+
+    def ensure(self, topic: str) -> None:
+        """The user's topic exists. Raises ConfigError when it has to be made by hand."""
+        if self.partitions(topic):
+            return
+        if not self._plan.create_topic:
+            raise ConfigError(self._plan.say(f"topic {topic} does not exist; create it, or allow create_topic"))
+        self._create(topic, self._plan.partitions, {})
+
+    def ensure_cursors(self) -> None:
+        """The topic of positions exists, is compacted and has one partition. Raises ConfigError with the cure."""
+        topic = self._plan.cursors
+        partitions = self.partitions(topic)
+        if partitions == 0:
+            self._create(topic, 1, _CURSORS)
+            return
+        policy = self._cleanup_policy(topic)
+        if policy != "compact" or partitions != 1:
+            raise ConfigError(
+                self._plan.say(
+                    f"topic {topic} has cleanup.policy={policy} and {count(partitions, 'partition')}; to keep positions"
+                    " it needs cleanup.policy=compact and 1 partition: mend it, or set another kafka_prefix"
+                )
+            )
+
+    def end_of_cursors(self) -> int:
+        """The offset behind the last record, of open transactions as well."""
+        partition = TopicPartition(self._plan.cursors, 0)
+        asked = self._admin.list_offsets(
+            {partition: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        )
+        return int(self._ask("looking for the end of the positions", asked[partition]).offset)
+
+    def _cleanup_policy(self, topic: str) -> str:
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        asked = self._admin.describe_configs([resource])[resource]
+        policy: str = self._ask(f"reading the settings of topic {topic}", asked)["cleanup.policy"].value
+        return policy
+
+    def _create(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
+        wanted = NewTopic(topic, partitions, self._plan.replication_factor, config=dict(config))
+        try:
+            self._ask(f"creating topic {topic}", self._admin.create_topics([wanted])[topic])
+        except KafkaException as exc:
+            error = error_of(exc)
+            if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return
+            settings = "".join(f", {key}={value}" for key, value in config.items())
+            cure = f"create it by hand ({partitions} partitions{settings}), or allow Create on it"
+            raise ConfigError(self._plan.say(f"topic {topic} could not be created; {cure}", error)) from exc
+
+    def _ask(self, doing: str, future: "Future[Answer]") -> Answer:
+        while True:
+            try:
+                return future.result(SLICE_SECONDS)
+            except TimeoutError:
+                self._admin.poll(0)
+                self._watch.check(doing)
+            except KafkaException as exc:
+                if not error_of(exc).retriable():
+                    raise
+                raise self._watch.unavailable(doing, error_of(exc)) from exc
+
+
+def count(number: int, noun: str) -> str:
+    """`1 broker`, `3 brokers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def error_of(exc: KafkaException) -> KafkaError:
+    """The code and the flags that the exception carries."""
+    error: KafkaError = exc.args[0]
+    return error

@@ -1,0 +1,368 @@
+"""What commands print, compared to the letter with the shared pictures in `tests/data/terminal`."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from relay.clock import SECOND, Instant
+from relay.incidents import Observed, parse_instant, tracked_values
+from relay.status import CheckLine
+from relay.terminal import (
+    DemoFault,
+    DemoSink,
+    DemoSummary,
+    error_line,
+    print_check,
+    print_demo_summary,
+    print_incidents,
+    print_status,
+)
+
+DATA = Path(__file__).parents[1] / "data"
+NOW = parse_instant("2026-11-22T10:14:32Z")
+
+CHECKS = [
+    CheckLine(outcome="ok", name="configuration", text="relay.yaml: 4 sources, 5 sinks, no unknown key"),
+    CheckLine(outcome="ok", name="journal", text="relay.db opens, is not locked, 3.94 of 5 GiB"),
+    CheckLine(
+        outcome="ok",
+        name="acme",
+        text="logged in to eu in 0.4 s; one page of 1,000 in 0.4 s; keyset on both views",
+    ),
+    CheckLine(
+        outcome="ok",
+        name="globex",
+        text="logged in to us in 0.6 s; one page of 1,000 in 0.7 s; keyset on both views",
+    ),
+    CheckLine(
+        outcome="warn",
+        name="initech",
+        text="logged in to de in 0.4 s; the filter on update_time was refused with 400; reads ordered instead",
+        cure="Nothing is lost; each poll reads more pages. The filter is tried again hourly.",
+    ),
+    CheckLine(
+        outcome="fail",
+        name="northwind",
+        text="jpn refused the login with 401: invalid_grant",
+        cure="Check username and password_file of this source, then:",
+        command="relay check",
+    ),
+    CheckLine(
+        outcome="ok",
+        name="siem",
+        text="kafka: 3 brokers, TLS, topic eset.incidents with 12 partitions; a transaction was committed",
+    ),
+    CheckLine(
+        outcome="fail",
+        name="soc",
+        text="Slack answered 404 no_service: this webhook was removed",
+        cure="Create a new incoming webhook in Slack, write its URL to the sink's url_file, then:",
+        command="relay sinks enable soc",
+    ),
+    CheckLine(
+        outcome="ok",
+        name="teams",
+        text="the URL is a Workflows URL and accepts TLS; nothing was sent; to send one:",
+        command="relay sinks test teams",
+    ),
+    CheckLine(
+        outcome="ok",
+        name="soar",
+        text="soar.example resolves to a public address and accepts TLS; 2 signing secrets were read",
+    ),
+    CheckLine(outcome="skip", name="disk", text="disabled by an operator"),
+]
+
+DEMO = DemoSummary(
+    seconds=58.4,
+    faults=[
+        DemoFault(at_seconds=9, fault="ESET answered 429 for 8 s", reaction="waited, then read on from where it stood"),
+        DemoFault(at_seconds=21.7, fault="Slack answered 503 for 6 s", reaction="kept 14 events; Kafka did not wait"),
+        DemoFault(
+            at_seconds=30,
+            fault="the webhook was removed (410)",
+            reaction="parked it, told Slack, waited for enable",
+        ),
+        DemoFault(
+            at_seconds=37, fault="the relay was killed (KILL)", reaction="started again in 0.9 s with the same ids"
+        ),
+    ],
+    sinks=[
+        DemoSink(name="kafka", owed=5312, arrived=5312, missing=0, repeats=0, note="read_committed"),
+        DemoSink(
+            name="webhook",
+            owed=5312,
+            arrived=5313,
+            missing=0,
+            repeats=1,
+            note="same webhook-id, so a receiver can drop it",
+        ),
+        DemoSink(
+            name="slack",
+            owed=312,
+            arrived=84,
+            missing=0,
+            repeats=0,
+            note="84 messages stand for 312 changes: 5 digests, 21 superseded",
+        ),
+    ],
+    facts=[
+        ("incidents", "5,000 read by backfill, 312 changed while it ran"),
+        ("order", "every incident arrived in the order of its versions, in every sink"),
+        ("lag", "half of the live changes within 1.1 s, 99 % within 9.8 s (a poll each second)"),
+        ("dead", "1: refused by the webhook with 422, sent again with `redrive`, arrived"),
+    ],
+    guarantees_held=6,
+    guarantees=6,
+)
+
+
+def example(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((DATA / "status" / f"{name}.json").read_text())
+    return document
+
+
+def golden(name: str, width: int) -> str:
+    return (DATA / "terminal" / f"{name}-{width}.txt").read_text()
+
+
+def printed(draw: Callable[[Console], object], *, width: int = 80, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=width, **options)
+    draw(console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def ascii_printed(draw: Callable[[Console], object]) -> str:
+    stream = io.BytesIO()
+    file = io.TextIOWrapper(stream, encoding="ascii", write_through=True)
+    draw(Console(file=file, width=120))
+    return stream.getvalue().decode("ascii")
+
+
+def incident(name: str, *, uuid: str = "f2a9c6de-1f7c-4df5-8d2a-2f1a3a7a9e55", at: Instant = NOW) -> Observed:
+    fields = {
+        "displayName": name,
+        "severity": "INCIDENT_SEVERITY_LEVEL_HIGH",
+        "status": "INCIDENT_STATUS_IN_PROGRESS",
+    }
+    return Observed(uuid=uuid, created=at, updated=at, values=tracked_values(fields, {}), raw=b"{}")
+
+
+def print_one(incidents: Sequence[Observed], width: int) -> str:
+    return printed(lambda console: print_incidents(incidents, console, now=NOW), width=width)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    ("document", "picture"),
+    [("throttled-and-backfilling", "status-throttled"), ("sink-parked", "status-parked")],
+)
+def test_status_looks_as_in_the_picture(document: str, picture: str, width: int) -> None:
+    assert printed(lambda console: print_status(example(document), console), width=width) == golden(picture, width)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_check_looks_as_in_the_picture(width: int) -> None:
+    assert printed(lambda console: print_check(CHECKS, console), width=width) == golden("check", width)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_summary_of_the_demo_looks_as_in_the_picture(width: int) -> None:
+    shown = printed(lambda console: print_demo_summary(DEMO, console), width=width)
+    assert shown == golden("demo-summary", width)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize("document", ["all-well", "throttled-and-backfilling", "sink-parked"])
+def test_sentences_never_pass_the_right_edge(document: str, width: int) -> None:
+    status = example(document)
+    shown = printed(lambda console: print_status(status, console), width=width)
+    sentences = shown.partition("\nsource")[0]
+    assert max(map(len, sentences.splitlines())) <= width
+
+
+def test_all_is_well_in_one_sentence() -> None:
+    shown = printed(lambda console: print_status(example("all-well"), console), width=120).splitlines()
+    assert shown[:3] == [
+        "● Data flows: everything up to 12 s ago is delivered.",
+        "  No problem since 21 Nov 22:08.",
+        "",
+    ]
+    assert shown[-2:] == [
+        "journal ██░░░░░░░░ 1.18 of 5.00 GiB, 23 %   polling stops at 90 %, in about 37 days",
+        "relay   1.0.0, up 2 d 7 h   as of 10:14:32, all times UTC",
+    ]
+
+
+def test_what_is_unknown_is_a_dash_and_not_zero() -> None:
+    status = example("all-well")
+    status["sources"][0] |= {
+        "last_poll": None,
+        "last_successful_poll_time": None,
+        "complete_up_to_time": None,
+        "lag_seconds": None,
+        "state": "starting",
+    }
+    status["journal"] |= {"used_bytes": None, "limit_bytes": None, "fill_ratio": None, "kind": "kafka"}
+    shown = printed(lambda console: print_status(status, console), width=120)
+    assert re.search(r"acme eu +○ starting since 20 Nov 03:10  keyset +– +– +–  done", shown)
+    assert "journal in kafka\n" in shown
+
+
+def test_the_last_success_stands_in_for_an_unknown_last_poll() -> None:
+    status = example("all-well")
+    status["sources"][1]["last_poll"] = None
+    assert "globex us      ● ok   keyset            4 s ago" in printed(
+        lambda console: print_status(status, console), width=120
+    )
+
+
+def test_a_backfill_whose_beginning_is_unknown_says_how_far_it_is() -> None:
+    status = example("throttled-and-backfilling")
+    status["sources"][2]["backfill"] |= {"progress_ratio": None, "estimated_finish_time": None}
+    assert "up to 14 Oct 2025" in printed(lambda console: print_status(status, console), width=120)
+    assert re.search(r"initech de.* running$", printed(lambda console: print_status(status, console)), re.MULTILINE)
+
+
+def test_rows_that_a_capped_list_leaves_out_are_counted() -> None:
+    status = example("all-well")
+    status["source_counts"]["total"] = 1204
+    assert "1,200 more sources not shown\n" in printed(lambda console: print_status(status, console))
+
+
+def test_a_stopped_polling_is_said_beside_the_journal() -> None:
+    status = example("all-well")
+    status["journal"] |= {
+        "fill_ratio": 0.9,
+        "polling_stopped": {"reason": "full", "since_time": "2026-11-22T10:00:00Z"},
+    }
+    assert "90 %   polling stopped at 10:00:00\n" in printed(lambda console: print_status(status, console))
+
+
+def test_no_command_is_named_for_dead_letters_that_cannot_be_listed() -> None:
+    status = example("sink-parked")
+    status["dead_letters"]["items"] = []
+    assert "dead    3 events\n" in printed(lambda console: print_status(status, console))
+
+
+def test_without_utf8_the_word_stands_alone() -> None:
+    status = example("sink-parked")
+    shown = ascii_printed(lambda console: print_status(status, console))
+    assert shown.startswith("Nothing has reached Slack (soc)")
+    assert re.search(r"soc slack +parked since 21 Nov 21:40 ", shown)
+    assert "journal 3.94 of 5.00 GiB, 78 %" in shown
+    assert "?" not in shown
+
+
+def test_characters_that_the_terminal_lacks_do_not_end_the_command() -> None:
+    lines = [CheckLine(outcome="ok", name="acme", text="Zürich answered")]
+    assert "Z?rich answered" in ascii_printed(lambda console: print_check(lines, console))
+
+
+def test_a_pipe_gets_no_colour() -> None:
+    assert "\x1b" not in printed(lambda console: print_status(example("sink-parked"), console))
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("■ soc parked", "1;31"),
+        ("× soar dead letters", "1;31"),
+        ("▲ soar failing", "33"),
+        ("relay sinks enable soc", "36"),
+        ("● ok", "32"),
+        ("118 events wait. From", "2"),
+        ("acme", "1"),
+        (" eu", "2"),
+        ("source", "2"),
+    ],
+)
+def test_colour_answers_who_has_to_act(said: str, code: str) -> None:
+    shown = printed(
+        lambda console: print_status(example("sink-parked"), console),
+        width=120,
+        force_terminal=True,
+        color_system="standard",
+        no_color=False,
+    )
+    assert re.search(rf"\x1b\[{re.escape(code)}m *{re.escape(said)}", shown)
+
+
+def test_hostile_text_in_a_status_does_nothing() -> None:
+    status = example("sink-parked")
+    status["verdict"]["problems"][0]["text"] = "answered \x1b]0;owned\x07\u202e[bold red]x"
+    shown = printed(lambda console: print_status(status, console), force_terminal=True)
+    assert "answered U+001B]0;ownedU+0007U+202E[bold red]x" in shown.replace("\n  ", " ")
+
+
+def test_failed_checks_are_named_and_exit_with_one() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    assert print_check(CHECKS, console) == 1
+    assert print_check([line for line in CHECKS if line.outcome != "fail"], console) == 0
+
+
+def test_the_summary_says_when_nothing_failed() -> None:
+    shown = printed(lambda console: print_check(CHECKS[:2], console))
+    assert shown.endswith("\nNone of 2 checks failed. Exit code 0.\n")
+    shown = printed(lambda console: print_check([CHECKS[4], CHECKS[4]], console))
+    assert shown.endswith("\nNone of 2 checks failed. 2 warnings. Exit code 0.\n")
+
+
+def test_a_demo_that_lost_something_says_so_first() -> None:
+    lost = DemoSummary(
+        seconds=80,
+        faults=[],
+        sinks=[DemoSink(name="kafka", owed=5312, arrived=5310, missing=2, repeats=0)],
+        facts=[],
+        guarantees_held=5,
+        guarantees=6,
+        commands=(),
+    )
+    shown = printed(lambda console: print_demo_summary(lost, console))
+    assert shown.startswith("The demo ended after 1 min 20 s. 2 events did not arrive.\n")
+    assert shown.endswith("\n■ failed  5 of 6 guarantees held. Exit code 1.\n")
+    assert print_demo_summary(lost, Console(file=io.StringIO())) == 1
+
+
+def test_incidents_stand_side_by_side_where_there_is_room() -> None:
+    assert print_one([incident("Beacon over DNS")], 120).splitlines() == [
+        "updated   severity  status       uuid                                  name",
+        "10:14:32  HIGH      IN_PROGRESS  f2a9c6de-1f7c-4df5-8d2a-2f1a3a7a9e55  Beacon over DNS",
+    ]
+
+
+def test_incidents_put_the_uuid_below_where_there_is_not() -> None:
+    long = "Credential dumping: LSASS memory read by procdump64.exe on FIN-LT-0231"
+    assert print_one([incident(long, at=NOW - 400 * 86_400 * SECOND)], 80).splitlines() == [
+        "updated      severity  status       name",
+        "18 Oct 2025  HIGH      IN_PROGRESS  Credential dumping: LSASS memory read by",
+        "                                    procdump64.exe on FIN-LT-0231",
+        "                                    f2a9c6de-1f7c-4df5-8d2a-2f1a3a7a9e55",
+    ]
+
+
+def test_hostile_names_and_values_of_incidents_do_nothing() -> None:
+    hostile = incident("a\u202eb\x1b[2J\n[red]c", uuid="x\x9b1m")
+    values = ("INCIDENT_STATUS_" + "W" * 50, "\x07" + "S" * 50, *hostile.values[2:])
+    shown = print_one([Observed(uuid=hostile.uuid, created=NOW, updated=NOW, values=values, raw=b"")], 120)
+    assert "aU+202EbU+001B[2JU+000A[red]c" in shown
+    assert "xU+009B1m" in shown
+    assert "W" * 23 + "…" in shown
+    assert "\x07" not in shown
+
+
+def test_no_incident_is_said() -> None:
+    assert print_one([], 80) == "No incident matches.\n"
+
+
+def test_a_configuration_error_shows_every_line_and_no_escape() -> None:
+    assert error_line("relay.yaml:3: sources.acme is \x1b wrong\nrelay.yaml:9: sinks is empty").plain == (
+        "error  relay.yaml:3: sources.acme is U+001B wrong\n       relay.yaml:9: sinks is empty"
+    )
