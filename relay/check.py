@@ -1,18 +1,20 @@
 """`relay check`: tries everything that the configuration names, a line each, with the cure where it failed.
 
-It changes nothing at the far side but an empty Kafka transaction, and may run beside a running relay.
+It sends no event, and may run beside a running relay. A Kafka sink's topic of positions is made if it is missing.
 """
 
 import asyncio
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, get_args
 from urllib.parse import urlsplit
 
 from relay.assembly import Accounts, make_client, make_journal, make_sink
-from relay.clock import SECOND, Clock, Instant, SystemClock
+from relay.clock import MILLISECOND, SECOND, Clock, Instant, SystemClock
 from relay.errors import (
     AccessDenied,
     BadAnswer,
@@ -24,14 +26,15 @@ from relay.errors import (
     SinkError,
     SourceError,
 )
+from relay.eset.auth import Account
 from relay.eset.client import EsetClient
 from relay.eset.wire import DecodedPage, decode_page
-from relay.incidents import Observed, format_instant
+from relay.incidents import format_instant
 from relay.journal import View
 from relay.metrics import Metrics
 from relay.settings import Settings, Source
 from relay.status import CheckLine
-from relay.words import count, moment, number, sentence
+from relay.words import count, moment, number, sentence, span
 
 PATIENCE_SECONDS: Final = 60.0
 """How long one source or sink may take, its retries included."""
@@ -43,12 +46,9 @@ SAMPLE_SIZE: Final = 100
 UNKNOWN_JOURNAL: Final = "check"
 """Stands in for the journal's id, which is only known once it is open."""
 
+CLOSE_SECONDS: Final = 2.0
 AGAIN: Final = "relay check"
-_GIB: Final = 1 << 30
-_VIEWS: Final[Mapping[View, Callable[[Observed], Instant]]] = {
-    "update_time": lambda incident: incident.updated,
-    "create_time": lambda incident: incident.created,
-}
+_VIEWS: Final[tuple[View, ...]] = get_args(View)
 # Why there was no answer: what is said of the host, and the cure.
 _UNREACHED: Final[Mapping[str, tuple[str, str]]] = {
     "dns": (
@@ -67,6 +67,9 @@ _UNREACHED: Final[Mapping[str, tuple[str, str]]] = {
         "Where a proxy inspects TLS, name its authority in tls.ca_file of this source, then:",
     ),
 }
+_HOSTS: Final = (
+    "Let base_url and token_url of this source lead to ESET Connect, with nothing that answers in its place, then:"
+)
 _DENIED: Final[Mapping[int, str]] = {
     401: "Let base_url and token_url of this source name hosts of one region, then:",
     403: "Give the API user the permission to read incidents, and the account a licence for them, then:",
@@ -103,7 +106,7 @@ async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], s
     """Its lines, and its id if it could be opened."""
     path = settings.journal.path
     if not path.exists():
-        return [_new_journal(settings), *_room(settings)], UNKNOWN_JOURNAL
+        return _new_journal(path, settings.journal.max_bytes), UNKNOWN_JOURNAL
     journal = make_journal(settings, clock=clock)
     try:
         await journal.open()
@@ -111,11 +114,254 @@ async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], s
     except JournalLocked as error:
         holder = re.search(r"held by (.+?);", str(error))
         text = f"{path.name} is held by a running relay, {holder[1] if holder else 'another process'}"
-        return [CheckLine(outcome="ok", name="journal", text=text), *_room(settings)], UNKNOWN_JOURNAL
+        return [CheckLine(outcome="ok", name="journal", text=text)], UNKNOWN_JOURNAL
     except JournalError as error:
-        return [_failed("journal", *_split(str(error)))], UNKNOWN_JOURNAL
+        return [_failed("journal", *_with_hint(str(error)))], UNKNOWN_JOURNAL
     finally:
         await journal.close()
-    space = f"{used / _GIB:.2f} of {settings.journal.max_bytes / _GIB:.3g} GiB"
-    line = CheckLine(outcome="ok", name="journal", text=f"{path.name} opens, is not locked, {space}")
-    return [line, *_room(settings)], journal.id
+    text = f"{path.name} opens, is not locked, {_amount(used, of=settings.journal.max_bytes)}"
+    line = CheckLine(outcome="ok", name="journal", text=text)
+    return [line, *_room(path, settings.journal.max_bytes)], journal.id
+
+
+def _new_journal(path: Path, max_bytes: int) -> list[CheckLine]:
+    """Looks, and leaves nothing behind."""
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
+        cure = "Give the relay a folder that it can write, or name another journal.path. To try again:"
+        return [_failed("journal", f"{path.name} cannot be made in {path.parent}", cure)]
+    line = CheckLine(outcome="ok", name="journal", text=f"{path.name} does not exist yet and can be made")
+    return [line, *_room(path, max_bytes)]
+
+
+def _room(path: Path, max_bytes: int) -> list[CheckLine]:
+    """A warning when the volume is too small for the journal at its largest."""
+    room = shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
+    if room >= ROOM_RATIO * max_bytes:
+        return []
+    text = (
+        f"{_amount(room)} are there for {path.name}; journal.max_bytes = {_amount(max_bytes)} wants "
+        f"{_amount(int(ROOM_RATIO * max_bytes))}"
+    )
+    cure = (
+        "Give the journal a larger volume, or lower journal.max_bytes. On a full disk polling stops; nothing is lost."
+    )
+    return [CheckLine(outcome="warn", name="journal", text=text, cure=cure)]
+
+
+def _amount(size: int, of: int | None = None) -> str:
+    """`3.94 GiB`; with `of`, both in its unit: `3.94 of 5 GiB`."""
+    unit, name = (1 << 30, "GiB") if (of or size) >= 1 << 30 else (1 << 20, "MiB")
+    shown = [f"{amount / unit:,.2f}".rstrip("0").rstrip(".") for amount in (size, of) if amount is not None]
+    return f"{' of '.join(shown)} {name}"
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class _Visit:
+    """One source on its way through login, a page and both views: what went well, and what was noticed."""
+
+    name: str
+    source: Source
+    account: Account
+    client: EsetClient
+    clock: Clock
+    done: list[str] = field(default_factory=list)
+    bad_records: int = 0
+    skew_seconds: float = 0.0
+
+    @property
+    def place(self) -> str:
+        """The region, or the host of an explicit base_url."""
+        return self.source.region or urlsplit(self.source.endpoints[0]).netloc
+
+    @property
+    def host(self) -> str:
+        """The host that is being asked: that of the login first."""
+        return urlsplit(self.source.endpoints[0 if self.done else 1]).netloc
+
+    async def make(self) -> None:
+        """Tries all of it. Raises SourceError, ConfigError."""
+        began = self.clock.monotonic()
+        await self.account.token()
+        self.done.append(f"logged in to {self.place} in {self._seconds_since(began)}")
+        began = self.clock.monotonic()
+        page = await self._page(size=self.source.page_size)
+        self.bad_records = len(page.bad)
+        rows = len(page.observed) + len(page.bad)
+        size = f"one page of {number(rows)}" if rows else "an empty page"
+        self.done.append(f"{size} in {self._seconds_since(began)}")
+        for view in _VIEWS:
+            await self._try_view(view, sorted(_times(page, view)))
+        self.done.append("keyset on both views")
+
+    async def _page(self, *, size: int, filter_text: str = "", order_by: str = "") -> DecodedPage:
+        answer = await self.client.list_incidents(
+            filter=filter_text, order_by=order_by, page_size=size, decode=decode_page
+        )
+        self.skew_seconds = answer.skew_seconds or 0.0
+        return answer.content
+
+    async def _try_view(self, view: View, times: Sequence[Instant]) -> None:
+        """Asks for the later half of what the page showed: only rows can tell whether a filter was heeded."""
+        since = times[len(times) // 2] if times else self.clock.now()
+        since -= since % MILLISECOND
+        page = await self._page(
+            size=min(SAMPLE_SIZE, self.source.page_size),
+            filter_text=f'incident.{view} >= timestamp("{format_instant(since, digits=3)}")',
+            order_by=f"{view},uuid",
+        )
+        shown = _times(page, view)
+        if any(time < since - SECOND for time in shown):
+            raise QueryRefused(f"the filter on {view} was ignored", status=200)
+        if shown != sorted(shown):
+            raise QueryRefused(f"the order by {view} was ignored", status=200)
+
+    def _seconds_since(self, began: float) -> str:
+        return f"{self.clock.monotonic() - began:.1f} s"
+
+
+def _times(page: DecodedPage, view: View) -> list[Instant]:
+    """The times by which the view is ordered, of the rows that show one."""
+    if view == "update_time":
+        return [incident.updated for incident in page.observed if incident.updated_shown]
+    return [incident.created for incident in page.observed if incident.created_shown]
+
+
+async def _sources(settings: Settings, clock: Clock) -> list[CheckLine]:
+    metrics = Metrics(clock)
+    accounts = Accounts(settings, metrics=metrics, clock=clock)
+    turns = asyncio.Semaphore(SOURCES_AT_ONCE)
+
+    async def visit(name: str, source: Source) -> tuple[CheckLine, float]:
+        async with turns:
+            return await _source(name, source, accounts=accounts, metrics=metrics, clock=clock)
+
+    try:
+        visits = await asyncio.gather(*(visit(name, source) for name, source in settings.sources.items()))
+    finally:
+        await accounts.close()
+    skew = max((skew for _, skew in visits), key=abs, default=0.0)
+    return [line for line, _ in visits] + _clock_lines(skew)
+
+
+async def _source(
+    name: str, source: Source, *, accounts: Accounts, metrics: Metrics, clock: Clock
+) -> tuple[CheckLine, float]:
+    """The line of one source, and how far ESET's clock is ahead of ours."""
+    try:
+        account = accounts.of(name, source)
+        client = make_client(name, source, accounts=accounts, metrics=metrics.source(name), clock=clock)
+    except ConfigError as error:
+        return _failed(name, str(error), "Correct the configuration, then:"), 0.0
+    visit = _Visit(name=name, source=source, account=account, client=client, clock=clock)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await visit.make()
+    except (SourceError, TimeoutError) as error:
+        problem, cure = _diagnosis(visit, error)
+        return _failed(name, "; ".join([*visit.done, problem]), cure), visit.skew_seconds
+    finally:
+        await client.close()
+    return _visited(visit), visit.skew_seconds
+
+
+def _visited(visit: _Visit) -> CheckLine:
+    text = "; ".join(visit.done)
+    if not visit.bad_records:
+        return CheckLine(outcome="ok", name=visit.name, text=text)
+    verb = "was" if visit.bad_records == 1 else "were"
+    return CheckLine(
+        outcome="warn",
+        name=visit.name,
+        text=f"{text}; {count(visit.bad_records, 'record')} of the page {verb} not readable",
+        cure="All other records are read; such a one is kept as a dead letter.",
+    )
+
+
+def _diagnosis(visit: _Visit, error: SourceError | TimeoutError) -> tuple[str, str]:
+    """What went wrong with a source, and the cure."""
+    until = visit.account.paused_until
+    if until is not None or (isinstance(error, SourceError) and error.reason == "throttled"):
+        return _throttled(visit, until)
+    if isinstance(error, TimeoutError):
+        return f"{visit.host} did not answer within {PATIENCE_SECONDS:g} s", _UNREACHED["timeout"][1]
+    if error.reason in _UNREACHED:
+        text, cure = _UNREACHED[error.reason]
+        return text.format(host=visit.host), cure
+    if isinstance(error, LoginRefused):
+        return _login_refused(visit, error)
+    if isinstance(error, AccessDenied):
+        return f"the incidents were refused with {error.status}", _DENIED.get(error.status or 0, _HOSTS)
+    if isinstance(error, QueryRefused):
+        text = str(error) if error.status == 200 else f"the filter and order of a poll were refused with {error.status}"
+        return text, f"Polls need them. {_HOSTS}"
+    if isinstance(error, BadAnswer):
+        return f"{visit.host} answered what cannot be used: {error}", _HOSTS
+    answered = f"answered {error.status}" if error.status else "did not answer"
+    return f"{visit.host} {answered}", "The relay tries again by itself. To try now:"
+
+
+def _throttled(visit: _Visit, until: Instant | None) -> tuple[str, str]:
+    asked = f" and asked to wait until {moment(until, visit.clock.now())}" if until is not None else ""
+    cure = "See whether another program uses the same API user. To try again after that time:"
+    return f"{visit.place} answered 429{asked}", cure
+
+
+def _login_refused(visit: _Visit, error: LoginRefused) -> tuple[str, str]:
+    password = "password_file" if visit.source.password.file else "password"
+    if error.status is None:
+        return f"{password} cannot be read", f"Let the relay read {password} of this source, then:"
+    if error.status in (400, 401):
+        cure = f"Check username and {password} of this source, then:"
+    elif error.status == 403:
+        cure = "Use an API user of ESET Connect that has rights in this region, then:"
+    else:
+        cure = "Check region or token_url of this source, then:"
+    return f"{visit.place} refused the login with {error.status}", cure
+
+
+def _clock_lines(skew_seconds: float) -> list[CheckLine]:
+    """A warning when this machine's clock and ESET's differ."""
+    if abs(skew_seconds) <= SKEW_SECONDS:
+        return []
+    order = "behind" if skew_seconds > 0 else "ahead of"
+    text = f"the clock of this machine is {span(abs(skew_seconds))} {order} ESET's"
+    cure = "Set it by NTP. Nothing is lost; until then times of this machine are wrong by as much."
+    return [CheckLine(outcome="warn", name="clock", text=text, cure=cure)]
+
+
+# -- sinks ------------------------------------------------------------------------------------------------------------
+
+
+async def _sink(name: str, settings: Settings, journal_id: str) -> CheckLine:
+    try:
+        sink = make_sink(name, settings=settings, journal_id=journal_id)
+    except ConfigError as error:
+        return _failed(name, str(error), "Correct the configuration, then:")
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return CheckLine(outcome="ok", name=name, text=await sink.probe())
+    except TimeoutError:
+        cure = "See whether its far side answers at all, then:"
+        return _failed(name, f"no answer within {PATIENCE_SECONDS:g} s", cure)
+    except (SinkError, ConfigError) as error:
+        text, cure = _with_hint(str(error).removeprefix(f"kafka sink {name}: "))
+        if not cure and settings.sinks[name].type == "kafka":
+            cure = "Check bootstrap.servers, and that this machine reaches the brokers. To try again:"
+        return _failed(name, text, cure)
+    finally:
+        await sink.close(CLOSE_SECONDS)
+
+
+def _with_hint(message: str) -> tuple[str, str]:
+    """Our messages end in `; hint`: what was found, and the hint as a cure."""
+    text, _, hint = message.rpartition("; ")
+    if not text:
+        return message, ""
+    return text, f"{sentence(hint[:1].upper() + hint[1:])} To try again:"
+
+
+def _failed(name: str, text: str, cure: str) -> CheckLine:
+    return CheckLine(outcome="fail", name=name, text=text, cure=cure or "To try again:", command=AGAIN)

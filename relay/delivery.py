@@ -6,6 +6,7 @@ in the order of the journal, one at a time.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -19,6 +20,9 @@ from relay.sinks import Delivery, Sink
 from relay.status import SinkFacts
 
 log = structlog.get_logger()
+
+DRAIN_TRIES = 3
+"""How many failures in a row end the draining; what waits is durable."""
 
 
 class Courier:
@@ -45,7 +49,7 @@ class Courier:
         metrics.entered(self.endpoint.status.state)
 
     async def run(self) -> None:
-        """Delivers until `drain` was called and nothing is due, or the endpoint is down while draining."""
+        """Delivers until `drain` was called and nothing is due; a far side that is down then gets a few tries."""
         while True:
             try:
                 if await self._step():
@@ -56,7 +60,7 @@ class Courier:
                 self._metrics.settled("retried", error.reason, 0)
                 self._log.warning("delivery could not be recorded", error=str(error))
                 await self._pause(self.endpoint.next_probe_seconds())
-            if self._draining.is_set() and self.endpoint.status.state != "ok":
+            if self._draining.is_set() and self.endpoint.status.failures >= DRAIN_TRIES:
                 return
 
     def drain(self) -> None:
@@ -130,19 +134,24 @@ class Courier:
         self._log.debug("sink opened", position=position.position if position else None)
 
     async def _claim(self) -> Claim:
-        """Waits for work or for the order to drain, whichever comes first."""
+        """Waits for work; while draining, an empty claim means that nothing is due."""
         limit = self._sink.max_batch
-        if self._draining.is_set():
-            return await self._lease.claim(limit, in_order=True, wait=False)
-        claiming = asyncio.create_task(self._lease.claim(limit, in_order=True), name=f"claim {self.name}")
+        if not self._draining.is_set():
+            claiming = asyncio.create_task(self._lease.claim(limit, in_order=True), name=f"claim {self.name}")
+            await self._first(claiming)
+            if not claiming.cancelled():
+                return claiming.result()
+        return await self._lease.claim(limit, in_order=True, wait=False)
+
+    async def _first(self, task: "asyncio.Task[Any]") -> None:
+        """Waits for the task or for the order to drain, which cancels it."""
         draining = asyncio.create_task(self._draining.wait(), name=f"drain {self.name}")
         try:
-            await asyncio.wait({claiming, draining}, return_when=asyncio.FIRST_COMPLETED)
-            return claiming.result() if claiming.done() else Claim(deliveries=[], upto=None)
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (claiming, draining):
-                task.cancel()
-            await asyncio.gather(claiming, draining, return_exceptions=True)
+            task.cancel()
+            draining.cancel()
+            await asyncio.gather(task, draining, return_exceptions=True)
 
     async def _deliver(self, claim: Claim) -> None:
         """Sends one claim; what the sink refuses becomes dead letters, and the rest is sent without them."""
@@ -207,13 +216,8 @@ class Courier:
         await self._pause(wait)
 
     async def _pause(self, seconds: float) -> None:
-        """Waits that long, or until draining begins."""
+        """Waits that long; an order to drain ends it."""
         if self.endpoint.status.state == "parked":
             return
         self._next_try = self._clock.now() + int(seconds * SECOND)
-        waiting = asyncio.create_task(self._clock.sleep(seconds), name=f"pause {self.name}")
-        draining = asyncio.create_task(self._draining.wait(), name=f"drain {self.name}")
-        await asyncio.wait({waiting, draining}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (waiting, draining):
-            task.cancel()
-        await asyncio.gather(waiting, draining, return_exceptions=True)
+        await self._first(asyncio.create_task(self._clock.sleep(seconds), name=f"pause {self.name}"))

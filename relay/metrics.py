@@ -3,6 +3,7 @@
 Counters of every label set start at zero; a timestamp gauge does not exist before its first value.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, get_args
 
@@ -194,8 +195,9 @@ class SourceMetrics:
 
     def emitted(self, events: Sequence[Event]) -> None:
         """These events are durable."""
-        for event in events:
-            self._metrics.events.labels(self._name, event.kind, event.origin).inc()
+        counted = collections.Counter((event.kind, event.origin) for event in events)
+        for (kind, origin), number in counted.items():
+            self._metrics.events.labels(self._name, kind, origin).inc(number)
 
     def noticed(self, *, stale: int, silent: int, bad: int) -> None:
         """Older versions, changes without a new update time, unreadable records."""

@@ -668,7 +668,7 @@ def _backfill(source: SourceFacts) -> dict[str, Any]:
     up_to = source.first_start if source.backfill == "done" else source.backfill_up_to or None
     return {
         "state": source.backfill,
-        "from_time": _time(source.start_from) if wanted else None,
+        "from_time": _time(_backfill_start(source)) if wanted else None,
         "up_to_time": _time(up_to) if wanted else None,
         "to_time": _time(source.first_start) if wanted else None,
         "progress_ratio": _progress_ratio(source),
@@ -678,11 +678,16 @@ def _backfill(source: SourceFacts) -> dict[str, Any]:
     }
 
 
+def _backfill_start(source: SourceFacts) -> Instant | None:
+    """Where the past begins: at what the backfill met first, else where it was told to begin."""
+    return source.start_from if source.backfill_from is None else source.backfill_from
+
+
 def _progress_ratio(source: SourceFacts) -> float | None:
     """The share of the time span; unknown when it is not known where the past begins."""
     if source.backfill == "done":
         return 1.0
-    start, at, end = source.start_from, source.backfill_up_to, source.first_start
+    start, at, end = _backfill_start(source), source.backfill_up_to, source.first_start
     if source.backfill == "not_wanted" or start is None or at is None or end is None or end <= start:
         return None
     return round(min(1.0, max(0.0, (at - start) / (end - start))), 4)

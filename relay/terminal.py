@@ -3,22 +3,27 @@
 Only the 16 colours of the user's theme. Without colour shape and word remain, without UTF-8 the word alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.text import Text
 
-from relay.clock import SECOND, Instant
+from relay.clock import SECOND, Instant, SystemClock
+from relay.errors import JournalError
 from relay.incidents import DIGEST_VERSION, TRACKED, Observed, parse_instant, severity_name
-from relay.status import CheckLine
+from relay.status import CheckLine, RelayFacts, document
 from relay.words import count, inert, moment, number, size, span
 
 WIDE: Final = 120
 """From this width on every column is shown."""
 FILLING_RATIO: Final = 0.75
 NEARLY_FULL_RATIO: Final = 0.9
+BACKFILL_SECONDS: Final = 10.0
+"""How often a backfill says how far it is: between the lines of the log, so not too often."""
 MAX_CELL: Final = 24
 """Values from outside are cut to so many cells, where they stand in a column."""
 
@@ -94,19 +99,24 @@ class DemoSummary:
         return sum(sink.missing for sink in self.sinks)
 
 
-def print_status(document: Document, console: Console) -> None:
+def make_console(*, stderr: bool = False) -> Console:
+    """The terminal, or what stands in for it. NO_COLOR and pipes are heeded, nothing is coloured by guess."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def print_status(status: Document, console: Console) -> None:
     """The whole status: verdict, what is wrong and its cure, then figures."""
-    page = _Page(console, now=parse_instant(document["generated_time"]))
-    page.verdict(document["verdict"])
-    for problem in document["verdict"]["problems"]:
+    page = _Page(console, now=parse_instant(status["generated_time"]))
+    page.verdict(status["verdict"])
+    for problem in status["verdict"]["problems"]:
         page.blank()
         page.problem(problem)
     page.blank()
-    page.sources(document)
+    page.sources(status)
     page.blank()
-    page.sinks(document)
+    page.sinks(status)
     page.blank()
-    page.foot(document)
+    page.foot(status)
 
 
 def print_check(lines: Sequence[CheckLine], console: Console) -> int:
@@ -135,16 +145,37 @@ def print_demo_summary(summary: DemoSummary, console: Console) -> int:
     return 0 if summary.ok else 1
 
 
-def print_incidents(incidents: Iterable[Observed], console: Console, *, now: Instant) -> None:
-    """A line an incident (two where the terminal is narrow), in the order given."""
-    page = _Page(console, now=now)
+def print_incidents(incidents: Iterable[Observed], console: Console, *, now: Instant | None = None) -> None:
+    """A line an incident (more where the terminal is narrow), in the order given."""
+    page = _Page(console, now=SystemClock().now() if now is None else now)
     page.incidents(list(incidents))
 
 
-def error_line(message: str) -> Text:
-    """A configuration error, for standard error: what is wrong and where, line by line."""
+def error_line(message: str) -> None:
+    """Prints what ended the command on standard error: what is wrong and where, line by line."""
+    page = _Page(make_console(stderr=True), now=0)
     lines = [inert(line) for line in message.splitlines()]
-    return Text.assemble(("error  ", ACT), "\n       ".join(lines))
+    page.line(Text.assemble(("error  ", ACT), "\n       ".join(lines)))
+
+
+async def show_backfill(facts: Callable[[], Awaitable[RelayFacts]], *, every_seconds: float = BACKFILL_SECONDS) -> None:
+    """Says on standard error, every now and then, how far the past is read; returns once it is."""
+    console = make_console(stderr=True)
+    running = True
+    while running:
+        await asyncio.sleep(every_seconds)
+        with suppress(JournalError):
+            known = await facts()
+            print_backfill(document(known), console)
+            running = any(one.state == "starting" or one.backfill == "running" for one in known.sources)
+
+
+def print_backfill(status: Document, console: Console) -> None:
+    """A line for each source whose past is being read."""
+    page = _Page(console, now=parse_instant(status["generated_time"]))
+    for source in status["sources"]:
+        if source["backfill"]["state"] == "running":
+            page.backfill(source)
 
 
 class _Page:
@@ -238,34 +269,43 @@ class _Page:
         if problem["cure"]["command"]:
             self.line(Text(f"    {inert(problem['cure']['command'])}", style=COMMAND))
 
-    def sources(self, document: Document) -> None:
+    def sources(self, status: Document) -> None:
         """The table of sources, and how many it leaves out."""
-        late = document["lag"]["late_above_seconds"]
-        rows = [self._source(source, late) for source in document["sources"]]
+        late = status["lag"]["late_above_seconds"]
+        rows = [self._source(source, late) for source in status["sources"]]
         names = ("source", "state", "read mode", "last poll", "complete up to", "lag", "backfill", "ledger")
         self._figures(names, rows, right={"lag", "ledger"}, wide_only={"read mode", "last poll", "ledger"})
-        self._left_out(document["source_counts"]["total"] - len(rows), "source")
+        self._left_out(status["source_counts"]["total"] - len(rows), "source")
 
-    def sinks(self, document: Document) -> None:
+    def sinks(self, status: Document) -> None:
         """The table of sinks, and how many it leaves out."""
-        rows = [self._sink(sink) for sink in document["sinks"]]
+        rows = [self._sink(sink) for sink in status["sinks"]]
         names = ("sink", "state", "waiting", "oldest", "last success", "delivered, 1 h", "dead")
         few = {"delivered, 1 h", "dead"}
         self._figures(names, rows, right={"waiting", *few}, wide_only=few)
-        self._left_out(document["sink_counts"]["total"] - len(rows), "sink")
+        self._left_out(status["sink_counts"]["total"] - len(rows), "sink")
 
-    def foot(self, document: Document) -> None:
+    def foot(self, status: Document) -> None:
         """Space, dead letters, and the relay itself."""
-        self.line(self._journal(document["journal"]))
-        dead = document["dead_letters"]
+        self.line(self._journal(status["journal"]))
+        dead = status["dead_letters"]
         if dead["total"]:
             # A relay that can list them shows some of them in its document.
             command = ("   ", ("relay dead-letters list", COMMAND)) if dead["items"] else ()
             self.line(Text.assemble(("dead    ", SOFT), count(dead["total"], "event"), *command))
-        relay = document["relay"]
+        relay = status["relay"]
         version = f"{relay['version']}, up {span(relay['uptime_seconds'])}"
         as_of = f"   as of {moment(self._now, self._now)}, all times UTC"
         self.line(Text.assemble(("relay   ", SOFT), version, (as_of, SOFT)))
+
+    def backfill(self, source: Document) -> None:
+        """How far the past of one source is read."""
+        backfill = source["backfill"]
+        ratio, up_to = backfill["progress_ratio"], backfill["up_to_time"]
+        said = Text.assemble(("backfill  ", SOFT), _named(source["label"], source["region"]), "  ")
+        if ratio is not None:
+            said.append_text(self._bar(ratio, 10, MARK)).append(f" {int(ratio * 100)} %, ")
+        self.line(said.append(f"read up to {self._moment(up_to)}" if up_to else "begun"))
 
     def _figures(
         self, names: Sequence[str], rows: Sequence[Sequence[Text]], *, right: set[str], wide_only: set[str]

@@ -3,6 +3,7 @@
 Not here: what is asked, and whether to ask again.
 """
 
+import base64
 import ipaddress
 import ssl
 from collections.abc import Mapping
@@ -107,8 +108,12 @@ def _transport(tls: ssl.SSLContext, proxy: str | None, max_connections: int) -> 
         parsed = httpx.Proxy(proxy)
     except (ValueError, httpx.InvalidURL):
         parsed = None
-    if parsed is None or parsed.url.scheme not in ("http", "https"):
+    if parsed is None or parsed.url.scheme not in ("http", "https") or not parsed.url.host:
         raise ConfigError("proxy: expected none, env, or an http:// or https:// URL (its value is not shown)")
+    if parsed.auth is not None:
+        # aiohttp's own way to log in warns, and knows Latin-1 only; it moves this header to where it belongs.
+        credentials = base64.b64encode(":".join(parsed.auth).encode()).decode("ascii")
+        parsed = httpx.Proxy(parsed.url, headers={"authorization": f"Basic {credentials}"})
     return AiohttpTransport(verify=tls, limits=limits, proxy=parsed)
 
 

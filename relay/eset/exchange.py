@@ -392,7 +392,7 @@ class Exchange:
         if course.failures >= self._patience.tries:
             if bad is not None:
                 raise BadAnswer(f"{course.what}: {bad}{_label(got)}", status=200, reason=bad.reason)
-            raise self._unavailable(course, got, f"failed {course.failures} times, last by {got.code}")
+            raise self._unavailable(course, got, f"no useful answer, tries: {course.failures}")
         seconds = self._backoff(course.failures)
         asked_seconds = self._asked_seconds(got)
         if asked_seconds:
@@ -476,5 +476,7 @@ async def _start_of_body(response: httpx.Response) -> bytes:
 
 
 def _label(got: _Got) -> str:
-    """What support asks for."""
-    return f" (status {got.status}, request-id {got.request_id})" if got.request_id else f" ({got.code})"
+    """What was answered, and what support asks for."""
+    if got.failure:
+        return f" ({got.failure})"
+    return f" (status {got.status}, request-id {got.request_id or 'none'})"

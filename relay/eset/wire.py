@@ -141,7 +141,7 @@ def _observe(raw: bytes) -> Observed | BadRecord:
     try:
         created = parse_instant(text) if (text := record.get("createTime")) else None
         updated = parse_instant(text) if (text := record.get("updateTime")) else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, LookupError):  # the latter two: not even a text
         return _bad("a time that is not RFC 3339", raw)
     if created is None and updated is None:
         return _bad("no time", raw)

@@ -52,13 +52,11 @@ class Attributes(Protocol):
         ...
 
 
-@lru_cache(maxsize=1024)
 def source_uri(label: str) -> str:
     """The `source` attribute of everything that this source brings."""
     return f"/eset-connect/{label}"
 
 
-@lru_cache(maxsize=64)
 def type_name(kind: Kind) -> str:
     """The `type` attribute."""
     return f"incident-relay.incident.{kind}"
@@ -67,16 +65,23 @@ def type_name(kind: Kind) -> str:
 def kafka_headers(event: Attributes) -> Headers:
     """Binary mode of the Kafka protocol binding: every attribute a header, the value stays as it is."""
     return [
-        ("content-type", b"application/json"),
-        ("ce_specversion", b"1.0"),
+        *_shared_headers(event.source, event.kind, event.origin),
         ("ce_id", event.id),
-        ("ce_source", source_uri(event.source)),
-        ("ce_type", type_name(event.kind)),
         ("ce_subject", event.uuid),
         ("ce_time", time_text(event.updated)),
-        ("ce_dataschema", DATA_SCHEMA),
         ("ce_sequence", str(event.sequence).zfill(20)),
-        ("ce_origin", event.origin),
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _shared_headers(source: str, kind: Kind, origin: Origin) -> Headers:
+    return [
+        ("content-type", b"application/json"),
+        ("ce_specversion", b"1.0"),
+        ("ce_source", source_uri(source)),
+        ("ce_type", type_name(kind)),
+        ("ce_dataschema", DATA_SCHEMA),
+        ("ce_origin", origin),
     ]
 
 

@@ -5,15 +5,15 @@ cluster is asked how far the events got. Not the Kafka journal.
 """
 
 import asyncio
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
@@ -42,6 +42,8 @@ _REQUIRED: Final[Mapping[str, str | int | bool]] = {
 _READER: Final[Mapping[str, str | int | bool]] = {
     "group.id": "unused",
     "enable.auto.commit": False,
+    # With an offset that exists, or this, the beginning is found at once; asking for it costs half a second.
+    "auto.offset.reset": "earliest",
     "isolation.level": "read_committed",
     "enable.partition.eof": True,
     "fetch.wait.max.ms": 10,
@@ -56,14 +58,6 @@ _MESSAGE_FAULTS: Final[Mapping[int, str]] = {
     KafkaError.INVALID_RECORD: "invalid",
 }
 Answer = TypeVar("Answer")
-
-
-class _Record(NamedTuple):
-    position: int
-    topic: str
-    key: str
-    value: bytes
-    headers: cloudevents.Headers
 
 
 class _MessageFault(Exception):
@@ -124,7 +118,7 @@ class KafkaSink:
         Missing topics are made. Raises Unavailable within about `patience_seconds`; ConfigError names a topic that
         only a person can make or mend.
         """
-        before, self._link = self._link, _Link(self._plan, self._plan.transactional_id)
+        before, self._link = self._link, self._new_link()
         return await self._run(partial(_succeed, before, self._link), self._link)
 
     async def send(self, batch: Sequence[Delivery], *, upto: int | None) -> None:
@@ -133,7 +127,7 @@ class KafkaSink:
         if link is None or link.dropped:
             if self.atomic:
                 raise Unavailable(self._plan.say("it has to be opened first"), reason="closed")
-            link = self._link = _Link(self._plan, self._plan.transactional_id)
+            link = self._link = self._new_link()
             await self._run(link.open, link)
         await self._run(partial(link.send, batch, upto), link)
 
@@ -147,10 +141,12 @@ class KafkaSink:
 
     async def close(self, timeout_seconds: float) -> None:
         """Drops the producer; what was not committed by then is aborted by the next fence."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.interrupt()
-            await self._worker.finish(link.drop, timeout_seconds)
+        link, self._link = self._link or self._new_link(), None
+        link.interrupt()
+        await self._worker.finish(link.drop, timeout_seconds)
+
+    def _new_link(self) -> "_Link":
+        return _Link(self._plan, self._plan.transactional_id)
 
     async def _run(self, job: Callable[[], Answer], link: "_Link") -> Answer:
         try:
@@ -182,6 +178,7 @@ class _Link:
         self._transactional_id = transactional_id
         self._watch = Watch(plan)
         self._producer: Producer | None = None
+        self._templated = "{" in plan.topic
         self._topics: set[str] = set()
         self._names: dict[tuple[str, str], str] = {}
         self._failures: list[tuple[KafkaError, bytes]] = []
@@ -195,9 +192,8 @@ class _Link:
         try:
             self._watch.begin()
             topics = self._admin()
-            if "{" not in self._plan.topic:
+            if not self._templated:
                 topics.ensure(self._plan.topic)
-                self._topics.add(self._plan.topic)
             if not self._plan.transactional:
                 self._connect()
                 return None
@@ -213,14 +209,16 @@ class _Link:
 
     def send(self, batch: Sequence[Delivery], upto: int | None) -> None:
         """Delivers all of it, or raises and leaves nothing of it to be seen."""
+        self._producer_now().poll(0)
         self._watch.begin()
-        records = self._records(batch)
+        bodies = self._bodies(batch)
         try:
-            self._ensure_topics({record.topic for record in records} - self._topics)
+            if self._templated:
+                self._ensure_topics({self._topic_of(delivery) for delivery in batch} - self._topics)
             try:
-                self._deliver(records, upto)
+                self._deliver(batch, bodies, upto)
             except _MessageFault as fault:
-                self._isolate(records, upto, fault)
+                self._isolate(batch, bodies, upto, fault)
         except KafkaException as exc:
             error = self._failures[0][0] if self._failures else error_of(exc)
             self._abandon()
@@ -292,7 +290,7 @@ class _Link:
 
     def _describe(self, topics: Topics) -> str:
         topic = self._plan.topic
-        if "{" in topic:
+        if self._templated:
             return f"topics {topic}, made when they are needed"
         partitions = topics.partitions(topic)
         if partitions:
@@ -309,28 +307,25 @@ class _Link:
                 raise Unavailable(str(exc), reason="no_topic") from exc
             self._topics.add(name)
 
-    def _records(self, batch: Sequence[Delivery]) -> list[_Record]:
-        """What is produced. Raises Refused for events that stay too large, however much is cut."""
-        plan, headers = self._plan, cloudevents.kafka_headers
-        records = []
+    def _bodies(self, batch: Sequence[Delivery]) -> list[bytes]:
+        """The values to be produced. Raises Refused for events that stay too large, however much is cut."""
+        omit, limit = self._plan.omit, self._plan.max_event_bytes
+        bodies = [native.omit(delivery.body, omit) for delivery in batch]
         refused: dict[int, str] = {}
-        for delivery in batch:
-            value = native.omit(delivery.body, plan.omit) if plan.omit else delivery.body
-            if len(value) > plan.max_event_bytes:
+        for at, body in enumerate(bodies):
+            if len(body) > limit:
                 try:
-                    value = native.truncate(value, plan.max_event_bytes)
+                    bodies[at] = native.truncate(body, limit)
                 except ValueError as exc:
-                    refused[delivery.position] = str(exc)
-                    continue
-            topic = self._topic_of(delivery)
-            records.append(_Record(delivery.position, topic, delivery.uuid, value, headers(delivery)))
+                    refused[batch[at].position] = str(exc)
         if refused:
-            raise Refused(
-                plan.say(f"{count(len(refused), 'event')} over max_event_bytes"), positions=refused, reason="too_large"
-            )
-        return records
+            text = self._plan.say(f"{count(len(refused), 'event')} over max_event_bytes")
+            raise Refused(text, positions=refused, reason="too_large")
+        return bodies
 
     def _topic_of(self, delivery: Delivery) -> str:
+        if not self._templated:
+            return self._plan.topic
         key = (delivery.source, delivery.severity)
         name = self._names.get(key)
         if name is None:
@@ -339,36 +334,36 @@ class _Link:
             name = self._names[key] = _ILLEGAL_IN_TOPIC.sub("_", name)[:_LONGEST_TOPIC]
         return name
 
-    def _deliver(self, records: Sequence[_Record], upto: int | None, *, one_by_one: bool = False) -> None:
+    def _deliver(
+        self, batch: Sequence[Delivery], bodies: Sequence[bytes], upto: int | None, *, one_by_one: bool = False
+    ) -> None:
         self._begin()
         if upto is not None and self._plan.transactional:
             # First, so that its partition joins the transaction together with the others'.
             position = Position(journal_id=self._plan.journal_id, position=upto)
             self._producer_now().produce(self._plan.cursors, msgspec.json.encode(position), self._plan.name)
-        for record in records:
-            self._produce(record)
+        for delivery, body in zip(batch, bodies, strict=True):
+            self._produce(delivery, body)
             if one_by_one:
                 self._flush()
         self._finish()
 
     def _begin(self) -> None:
-        producer = self._producer_now()
-        producer.poll(0)
         self._failures.clear()
         if self._plan.transactional:
-            producer.begin_transaction()
+            self._producer_now().begin_transaction()
 
-    def _produce(self, record: _Record) -> None:
-        producer = self._producer_now()
+    def _produce(self, delivery: Delivery, body: bytes) -> None:
+        producer, topic, headers = self._producer_now(), self._topic_of(delivery), cloudevents.kafka_headers(delivery)
         while True:
             try:
-                producer.produce(record.topic, record.value, record.key, headers=record.headers)
+                producer.produce(topic, body, delivery.uuid, headers=headers)
             except BufferError:
                 producer.poll(SLICE_SECONDS)
                 self._watch.check("sending")
             except KafkaException as exc:
                 if error_of(exc).code() in _MESSAGE_FAULTS:
-                    raise _MessageFault(error_of(exc), [record.value]) from exc
+                    raise _MessageFault(error_of(exc), [body]) from exc
                 producer.poll(0)
                 self._raise_fault()
                 raise
@@ -398,25 +393,29 @@ class _Link:
         if self._failures:
             raise KafkaException(self._failures[0][0])
 
-    def _isolate(self, records: Sequence[_Record], upto: int | None, fault: _MessageFault) -> None:
-        """A request that was refused as a whole is sent again record by record: that finds the one, or gets through."""
+    def _isolate(
+        self, batch: Sequence[Delivery], bodies: Sequence[bytes], upto: int | None, fault: _MessageFault
+    ) -> None:
+        """A request that was refused as a whole is sent again event by event: that finds the one, or gets through."""
         self._reconnect()
         if len(fault.values) > 1:
             try:
-                self._deliver(records, upto, one_by_one=True)
+                self._deliver(batch, bodies, upto, one_by_one=True)
             except _MessageFault as found:
                 fault = found
                 self._reconnect()
             else:
                 return
-        reason = _MESSAGE_FAULTS[fault.error.code()]
-        sizes = [len(value) for value in fault.values]
+        reason, text = _MESSAGE_FAULTS[fault.error.code()], self._plan.say("refused by the broker", fault.error)
+        limit = max(map(len, fault.values)) if reason == "too_large" else math.inf
         positions = {
-            record.position: f"{fault.error.name()}: {len(record.value)} bytes"
-            for record in records
-            if record.value in fault.values or (reason == "too_large" and len(record.value) >= max(sizes))
+            delivery.position: f"{fault.error.name()}: {len(body)} bytes"
+            for delivery, body in zip(batch, bodies, strict=True)
+            if body in fault.values or len(body) >= limit
         }
-        raise Refused(self._plan.say("refused by the broker", fault.error), positions=positions, reason=reason)
+        if not positions:
+            raise Unavailable(text, reason=reason)
+        raise Refused(text, positions=positions, reason=reason)
 
     def _insist(self, doing: str, call: Callable[[float], None]) -> None:
         """Calls again for as long as that is how the outcome is learned."""
@@ -460,7 +459,7 @@ class _Link:
         """
         consumer = Consumer({**self._plan.connection(), **_READER, "error_cb": self._watch.hear, "logger": log})
         try:
-            consumer.assign([TopicPartition(self._plan.cursors, 0, OFFSET_BEGINNING)])
+            consumer.assign([TopicPartition(self._plan.cursors, 0, 0)])
             value = self._last_value(consumer, end)
         finally:
             consumer.close()
@@ -474,7 +473,7 @@ class _Link:
         key, value = self._plan.name.encode(), None
         reached = 0
         while reached < end:
-            for message in consumer.consume(1000, SLICE_SECONDS / 5):
+            for message in consumer.consume(1000, SLICE_SECONDS / 10):
                 error = message.error()
                 if error is None:
                     value = message.value() if message.key() == key else value

@@ -140,6 +140,11 @@ class Watch:
         """Lets work in hand fail at its next check."""
         self._stop.set()
 
+    def pause(self, doing: str) -> None:
+        """Waits a moment before the next look."""
+        self._stop.wait(SLICE_SECONDS / 5)
+        self.check(doing)
+
     def check(self, doing: str, error: KafkaError | None = None) -> None:
         """Returns when waiting on makes sense; raises Unavailable otherwise."""
         if self._refusal is not None:
@@ -227,6 +232,8 @@ class Topics:
         wanted = NewTopic(topic, partitions, self._plan.replication_factor, config=dict(config))
         try:
             self._ask(f"creating topic {topic}", self._admin.create_topics([wanted])[topic])
+            while not self.partitions(topic):
+                self._watch.pause(f"waiting for the new topic {topic}")
         except KafkaException as exc:
             error = error_of(exc)
             if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:

@@ -261,6 +261,7 @@ def test_at_most_twenty_problems_people_first_then_the_oldest() -> None:
         ({"backfill": "not_wanted"}, None),
         ({"start_from": at("00:00:00", "2026-11-20"), "backfill_up_to": at("12:00:00", "2026-11-20")}, 0.5),
         ({"start_from": None}, None),
+        ({"backfill_from": at("00:00:00", "2026-11-19"), "backfill_up_to": at("00:00:00", "2026-11-20")}, 0.5),
         ({"start_from": at("00:00:00", "2026-11-20"), "backfill_up_to": at("00:00:00", "2026-11-19")}, 0.0),
     ],
 )

@@ -5,23 +5,26 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console
 
 from relay.clock import SECOND, Instant
+from relay.errors import JournalError, JournalUnavailable
 from relay.incidents import Observed, parse_instant, tracked_values
-from relay.status import CheckLine
+from relay.status import CheckLine, RelayFacts, SourceFacts, SourceState
 from relay.terminal import (
     DemoFault,
     DemoSink,
     DemoSummary,
     error_line,
+    print_backfill,
     print_check,
     print_demo_summary,
     print_incidents,
     print_status,
+    show_backfill,
 )
 
 DATA = Path(__file__).parents[1] / "data"
@@ -153,6 +156,31 @@ def incident(name: str, *, uuid: str = "f2a9c6de-1f7c-4df5-8d2a-2f1a3a7a9e55", a
         "status": "INCIDENT_STATUS_IN_PROGRESS",
     }
     return Observed(uuid=uuid, created=at, updated=at, values=tracked_values(fields, {}), raw=b"{}")
+
+
+def backfilling(backfill: Literal["not_wanted", "running", "done"], *, state: SourceState = "ok") -> RelayFacts:
+    source = SourceFacts(
+        name="acme",
+        region="eu",
+        state=state,
+        since=NOW,
+        error="",
+        hint="",
+        failures=0,
+        last_poll=NOW,
+        next_poll=None,
+        poll_interval_seconds=60,
+        throttled_until=None,
+        complete_up_to=NOW,
+        start_from=None,
+        first_start=parse_instant("2026-11-22T10:00:00Z"),
+        backfill=backfill,
+        backfill_from=parse_instant("2026-11-22T08:00:00Z"),
+        backfill_up_to=parse_instant("2026-11-22T09:00:00Z"),
+        ledger_incidents=1,
+        clock_skew_seconds=None,
+    )
+    return RelayFacts(now=NOW, version="1.0.0", process="relay-0", started=NOW, sources=[source])
 
 
 def print_one(incidents: Sequence[Observed], width: int) -> str:
@@ -362,7 +390,37 @@ def test_no_incident_is_said() -> None:
     assert print_one([], 80) == "No incident matches.\n"
 
 
-def test_a_configuration_error_shows_every_line_and_no_escape() -> None:
-    assert error_line("relay.yaml:3: sources.acme is \x1b wrong\nrelay.yaml:9: sinks is empty").plain == (
-        "error  relay.yaml:3: sources.acme is U+001B wrong\n       relay.yaml:9: sinks is empty"
+def test_an_error_goes_to_standard_error_with_every_line_and_no_escape(capsys: pytest.CaptureFixture[str]) -> None:
+    error_line("relay.yaml:3: sources.acme is \x1b wrong\nrelay.yaml:9: sinks is empty")
+    assert capsys.readouterr() == (
+        "",
+        "error  relay.yaml:3: sources.acme is U+001B wrong\n       relay.yaml:9: sinks is empty\n",
     )
+
+
+def test_a_backfill_says_how_far_it_is() -> None:
+    status = example("throttled-and-backfilling")
+    assert printed(lambda console: print_backfill(status, console)) == (
+        "backfill  initech de  ██████░░░░ 60 %, read up to 14 Oct 2025\n"
+    )
+    status["sources"][2]["backfill"] |= {"progress_ratio": None, "up_to_time": None}
+    assert printed(lambda console: print_backfill(status, console)) == "backfill  initech de  begun\n"
+
+
+async def test_progress_is_shown_until_the_past_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[RelayFacts | JournalError] = [
+        JournalUnavailable("the journal is closed"),
+        backfilling("not_wanted", state="starting"),
+        backfilling("running"),
+        backfilling("done"),
+    ]
+
+    async def facts() -> RelayFacts:
+        found = told.pop(0)
+        if isinstance(found, JournalError):
+            raise found
+        return found
+
+    await show_backfill(facts, every_seconds=0)
+    assert not told
+    assert capsys.readouterr().err == "backfill  acme eu  █████░░░░░ 50 %, read up to 09:00:00\n"

@@ -1,0 +1,98 @@
+"""Turns what was counted at the far sides into the summary that is printed. Pure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from relay.clock import Instant
+from relay.demo.checker import GUARANTEES, Arrival, Comparison, Owed, kept, percentile
+from relay.demo.story import INCIDENTS, Hardship, Told
+from relay.incidents import KINDS
+from relay.terminal import DemoFault, DemoSink, DemoSummary
+from relay.words import count, number
+
+NAMED_EVENTS: Final = 3
+"""How many of the events that something is wrong with are named."""
+
+Fact = tuple[str, str]
+
+
+def summarize(
+    told: Told,
+    comparisons: Sequence[Comparison],
+    *,
+    notes: Mapping[str, str],
+    kinds: Mapping[str, int],
+    seconds: float,
+) -> DemoSummary:
+    """The summary, red unless every guarantee held.
+
+    `notes` say how each sink was counted, `kinds` how many distinct events of each kind arrived.
+    """
+    held = kept(comparisons, told_to_the_end=told.to_the_end)
+    return DemoSummary(
+        seconds=seconds,
+        faults=[_fault(hardship, same_ids=held["named"]) for hardship in told.hardships],
+        sinks=[
+            DemoSink(
+                name=one.sink,
+                owed=one.owed,
+                arrived=one.arrived,
+                missing=len(one.missing),
+                repeats=len(one.repeats),
+                note=notes[one.sink],
+            )
+            for one in comparisons
+        ],
+        facts=[*_figures(told, comparisons, kinds), *_problems(told, comparisons)],
+        guarantees_held=sum(held.values()),
+        guarantees=len(GUARANTEES),
+    )
+
+
+def _fault(hardship: Hardship, *, same_ids: bool) -> DemoFault:
+    came_back = hardship.killed and hardship.ended is not None
+    reaction = f"{hardship.reaction} with the same ids" if came_back and same_ids else hardship.reaction
+    return DemoFault(at_seconds=hardship.at_seconds, fault=hardship.fault, reaction=reaction)
+
+
+def _figures(told: Told, comparisons: Sequence[Comparison], kinds: Mapping[str, int]) -> Iterator[Fact]:
+    live = max(one.owed for one in comparisons) - INCIDENTS
+    yield "incidents", f"{number(INCIDENTS)} read by backfill, {count(live, 'change')} while it ran"
+    yield "kinds", ", ".join(f"{number(kinds[kind])} {kind}" for kind in KINDS if kinds.get(kind))
+    if not any(one.misplaced for one in comparisons):
+        yield "order", "every incident arrived in the order of its versions, in every sink"
+    yield from _lag(told, [lag for one in comparisons for lag in one.lags])
+    if told.throttled_seconds is not None:
+        polls = count(told.polled_meanwhile, "time")
+        waited = f"{told.throttled_seconds:.0f} s"
+        yield "throttled", f"{waited}, as the relay counts; globex was polled {polls} meanwhile"
+    if told.exit_code is not None:
+        yield "stop", f"SIGTERM ended it in {told.stop_seconds:.1f} s with exit code {told.exit_code}"
+
+
+def _lag(told: Told, lags: Sequence[tuple[Instant, float]]) -> Iterator[Fact]:
+    """What was changed amid a fault has to wait for its end: the worst case counts it, the usual one does not."""
+    usual = [lag for since, lag in lags if not any(hardship.covers(since) for hardship in told.hardships)]
+    if usual:
+        half, most = f"{percentile(usual, 0.5):.1f} s", f"{percentile(usual, 0.99):.1f} s"
+        worst = f"{max(lag for _, lag in lags):.1f} s amid a fault"
+        yield "lag", f"half of the changes within {half}, 99 % within {most} (a poll each second); at worst {worst}"
+
+
+def _problems(told: Told, comparisons: Sequence[Comparison]) -> Iterator[Fact]:
+    """What a person needs to look further."""
+    if told.stalled:
+        yield "broken off", f"{told.stalled}; `relay demo --keep FOLDER` keeps relay.log"
+    for one in comparisons:
+        yield from _named(one.sink, "missing", one.missing)
+        yield from _named(one.sink, "repeated", one.repeats)
+        yield from _named(one.sink, "unknown", one.unknown)
+        yield from _named(one.sink, "altered", one.altered)
+        yield from _named(one.sink, "misplaced", one.misplaced)
+
+
+def _named(sink: str, problem: str, events: Sequence[Owed | Arrival]) -> Iterator[Fact]:
+    if events:
+        first = "; ".join(f"{one.source} {one.uuid} {one.sequence} {one.kind}" for one in events[:NAMED_EVENTS])
+        left = len(events) - NAMED_EVENTS
+        yield problem, f"{sink}: {first}{f'; and {number(left)} more' if left > 0 else ''}"
