@@ -32,5 +32,20 @@ check: setup ## never edits
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+kafka: setup ## a real Apache Kafka for the tests, from Maven Central; without Java or Maven its tests are skipped, by name
+	$(BIN)/python -m tests.support.broker || true
+
+test: setup kafka ## every test but those of `prove`; REPORT=-q and the like go to pytest
+	$(BIN)/python -m pytest $(REPORT)
+
+prove: setup kafka ## what takes longer than a minute: many kills, long outages
+	$(BIN)/python -m pytest -m prove -s $(REPORT)
+
+bench: setup kafka ## ratios against a floor in the same run
+	$(BIN)/python -m tests.bench
+
+demo: setup $(if $(KAFKA),kafka) ## the main job end to end, without an account; KAFKA=1 sends through a real broker as well
+	$(if $(KAFKA),$(BIN)/python -m tests.support.with_broker) $(BIN)/relay demo
+
 clean:
 	rm -rf $(VENV) $(CACHE)

@@ -208,10 +208,10 @@ class Relay:
                 self.metrics.journal_limit.set(use.limit_bytes)
                 for courier in self.couriers:
                     await courier.report()
+                for source in self.sources:
+                    await source.report()
             except JournalError as error:
                 self.metrics.errors.labels("journal", error.reason).inc()
-            for source in self.sources:
-                source.report()
             await self.clock.sleep(REPORT_SECONDS)
 
     # -- stopping -------------------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ def make_journal(settings: Settings, *, clock: Clock) -> Journal:
 class Accounts:
     """The API users of this process and the budget that they share. Sources with one login share one account."""
 
-    def __init__(self, settings: Settings, *, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, settings: Settings, *, metrics: Metrics, clock: Clock, patience: Patience | None = None) -> None:
+        """`patience` stands in for what the sources' backoff says: a person who waits has less."""
+        self.patience = patience
         self.budget = RateBudget(settings.api.requests_per_second)
         self._metrics = metrics
         self._clock = clock
@@ -55,7 +57,7 @@ class Accounts:
                 http=_client(source),
                 budget=self.budget,
                 clock=self._clock,
-                patience=patience(source),
+                patience=self.patience or _patience(source),
                 observer=self._metrics.source(name),
             )
         return self._accounts[key]
@@ -76,7 +78,7 @@ def make_client(name: str, source: Source, *, accounts: Accounts, metrics: Sourc
         http=_client(source),
         budget=accounts.budget,
         clock=clock,
-        patience=patience(source),
+        patience=accounts.patience or _patience(source),
         observer=metrics,
     )
 
@@ -154,7 +156,7 @@ def _target(settings: Settings, name: str) -> str:
     return str(chosen.path) if isinstance(chosen, FileSink) else ""
 
 
-def patience(source: Source) -> Patience:
+def _patience(source: Source) -> Patience:
     """How long this source's requests wait and retry."""
     return Patience(
         backoff_initial_seconds=source.backoff.initial.total_seconds(),

@@ -27,7 +27,7 @@ from relay.errors import (
     SourceError,
 )
 from relay.eset.auth import Account
-from relay.eset.client import EsetClient
+from relay.eset.client import EsetClient, Patience
 from relay.eset.wire import DecodedPage, decode_page
 from relay.incidents import format_instant
 from relay.journal import View
@@ -37,6 +37,8 @@ from relay.status import CheckLine
 from relay.words import count, moment, number, sentence, span
 
 PATIENCE_SECONDS: Final = 60.0
+PATIENCE: Final = Patience(total_seconds=30.0, tries=2)
+"""A person waits: one more try tells a hiccup from a failure."""
 """How long one source or sink may take, its retries included."""
 SOURCES_AT_ONCE: Final = 8
 SKEW_SECONDS: Final = 5.0
@@ -231,7 +233,7 @@ def _times(page: DecodedPage, view: View) -> list[Instant]:
 
 async def _sources(settings: Settings, clock: Clock) -> list[CheckLine]:
     metrics = Metrics(clock)
-    accounts = Accounts(settings, metrics=metrics, clock=clock)
+    accounts = Accounts(settings, metrics=metrics, clock=clock, patience=PATIENCE)
     turns = asyncio.Semaphore(SOURCES_AT_ONCE)
 
     async def visit(name: str, source: Source) -> tuple[CheckLine, float]:

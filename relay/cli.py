@@ -64,12 +64,13 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _settings(config: Path | None) -> "Settings":
+def _settings(config: Path | None, *, quiet: bool = True) -> "Settings":
+    """The settings; `quiet` commands answer on standard output and log only what went wrong."""
     from relay import logs
     from relay.settings import load
 
     settings = load(config, os.environ, Path.cwd())
-    logs.configure(settings.log.level, settings.log.format)
+    logs.configure("error" if quiet else settings.log.level, settings.log.format)
     for secret in settings.secrets():
         logs.protect(secret.reveal())
     return settings
@@ -87,7 +88,7 @@ def run(
 
     from relay.app import Relay
 
-    settings = _settings(config)
+    settings = _settings(config, quiet=False)
     for warning in settings.warnings:
         structlog.get_logger().warning("configuration doubtful", problem=warning)
     if once:

@@ -5,6 +5,7 @@ in the order of the journal, one at a time.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from relay.status import SinkFacts
 
 log = structlog.get_logger()
 
+RECENT: Instant = 3600 * SECOND
+"""The span over which the status counts deliveries."""
 DRAIN_TRIES = 3
 """How many failures in a row end the draining; what waits is durable."""
 
@@ -43,7 +46,7 @@ class Courier:
         self._opened = False
         self._last_success: Instant | None = None
         self._next_try: Instant | None = None
-        self._delivered_events = 0
+        self._recent: deque[tuple[Instant, int]] = deque()
         self._dead = 0
         self._draining = asyncio.Event()
         metrics.entered(self.endpoint.status.state)
@@ -106,9 +109,14 @@ class Courier:
             waiting=backlog.events,
             oldest=backlog.oldest,
             last_success=self._last_success,
-            delivered=self._delivered_events,
+            delivered=self._delivered_recently(),
             dead_letters=self._dead,
         )
+
+    def _delivered_recently(self) -> int:
+        """Events acknowledged within the last hour."""
+        since = self._clock.now() - RECENT
+        return sum(events for at, events in self._recent if at >= since)
 
     async def _step(self) -> bool:
         """One batch; True when draining is done."""
@@ -175,7 +183,7 @@ class Courier:
     async def _settle(self, batch: Sequence[Delivery], kind: OutcomeKind) -> None:
         recovered = kind == "done" and self.endpoint.recovered()
         await self._lease.settle(
-            [Outcome(position=delivery.position, kind=kind) for delivery in batch],
+            [Outcome(positions=[delivery.position for delivery in batch], kind=kind)],
             self.endpoint.status if recovered else None,
         )
         if recovered:
@@ -185,7 +193,7 @@ class Courier:
     async def _bury(self, refused: Refused) -> None:
         """Dead letters are durable before the rest of the batch moves the position past them."""
         await self._lease.settle(
-            [Outcome(position=at, kind="dead", reason=reason) for at, reason in refused.positions.items()]
+            [Outcome(positions=[at], kind="dead", reason=reason) for at, reason in refused.positions.items()]
         )
         self._metrics.settled("dead", refused.reason, len(refused.positions))
         self._dead = await self._lease.count_dead()
@@ -195,7 +203,9 @@ class Courier:
     def _delivered(self, batch: Sequence[Delivery], *, seconds: float) -> None:
         now = self._last_success = self._clock.now()
         lags = [(now - delivery.updated) / SECOND for delivery in batch if delivery.origin == "poll"]
-        self._delivered_events += len(batch)
+        self._recent.append((now, len(batch)))
+        while self._recent[0][0] < now - RECENT:
+            self._recent.popleft()
         self._metrics.delivered(lags, events=len(batch), seconds=seconds)
         self._log.debug("batch delivered", events=len(batch), seconds=round(seconds, 3))
 

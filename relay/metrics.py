@@ -187,6 +187,7 @@ class SourceMetrics:
         for code in ("429", "202"):
             metrics.api_throttled.labels(name, code)
         metrics.errors.labels(f"source {name}", "bad_record")
+        metrics.dead_letters.labels("source", name).set(0)
         metrics.api_backoff.labels(name).set(0)
 
     def read(self, incidents: int) -> None:
@@ -227,6 +228,10 @@ class SourceMetrics:
     def failed(self, reason: str) -> None:
         """A poll or backfill failed for this reason."""
         self._metrics.errors.labels(f"source {self._name}", reason).inc()
+
+    def buried(self, total: int) -> None:
+        """How many records could not be read and are kept."""
+        self._metrics.dead_letters.labels("source", self._name).set(total)
 
     def knows(self, incidents: int) -> None:
         """The size of the ledger."""

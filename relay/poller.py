@@ -78,8 +78,8 @@ class PollObserver(Protocol):
 class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     """One page as a pass sees it: the rows, and what the pass needs to go on.
 
-    `first` and `last` are the earliest and latest shown time of the view, None when no row shows one. `page` is None when this very page was
-    read before and nothing of the source has changed since.
+    `first` and `last` are the earliest and latest shown time of the view, None when no row shows one.
+    `page` is None when this very page was read before and nothing of the source has changed since.
     """
 
     key: bytes

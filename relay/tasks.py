@@ -19,7 +19,7 @@ from relay.eset.client import EsetClient
 from relay.journal import Progress, SourceLease
 from relay.metrics import Metrics, SourceMetrics
 from relay.poller import Poller, PollReport
-from relay.status import SourceFacts, SourceState
+from relay.status import PollFacts, SourceFacts, SourceState
 
 log = structlog.get_logger()
 
@@ -65,6 +65,9 @@ class SourceTask:
         self._tick.set()
         self._finishing = False
         self._incidents = 0
+        self._dead = 0
+        self._error_reason = ""
+        self._last_ended: PollFacts | None = None
 
     async def on_tick(self) -> None:
         """The time for a poll has come. Ticks that come during a poll count as one."""
@@ -133,7 +136,15 @@ class SourceTask:
         if self._failures:
             self._log.info("source recovered", failures=self._failures)
         self._failures = 0
-        self.error = self._hint = ""
+        self.error = self._hint = self._error_reason = ""
+        self._last_ended = PollFacts(
+            finished=self._last_poll,
+            outcome="ok",
+            duration_seconds=seconds,
+            pages=report.pages,
+            incidents=report.incidents,
+            changes=report.events,
+        )
         self._rests_until = None
         self._enter("ok")
         write = self._log.info if report.events or report.bad else self._log.debug
@@ -151,7 +162,16 @@ class SourceTask:
     async def _failed(self, error: RelayError, event: str, *, seconds: float) -> None:
         self._failures += 1
         self.error = str(error)
+        self._error_reason = error.reason
         self._hint = error.hint if isinstance(error, SourceError) else ""
+        self._last_ended = PollFacts(
+            finished=self._clock.now(),
+            outcome=error.reason,
+            duration_seconds=seconds,
+            pages=0,
+            incidents=0,
+            changes=0,
+        )
         self._metrics.polled("failed", seconds)
         self._metrics.failed(error.reason)
         self._log.warning(event, reason=error.reason, error=self.error, failures=self._failures)
@@ -179,8 +199,10 @@ class SourceTask:
         stopped.set(0)
         self._tick.set()
 
-    def report(self) -> None:
+    async def report(self) -> None:
         """Brings the gauges up to date."""
+        self._dead = await self._lease.count_dead()
+        self._metrics.buried(self._dead)
         until = self._throttled_until()
         self._metrics.backs_off_for(max(0.0, (until - self._clock.now()) / SECOND) if until else 0.0)
 
@@ -208,6 +230,9 @@ class SourceTask:
             backfill_up_to=_backfill_cursor(progress),
             ledger_incidents=self._incidents,
             clock_skew_seconds=self._poller.skew_seconds,
+            error_reason=self._error_reason,
+            poll=self._last_ended,
+            dead_letters=self._dead,
         )
 
     def _next_poll(self) -> Instant | None:

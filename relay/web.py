@@ -103,7 +103,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as exc:
         listener.close()
         raise ConfigError(
-            f"cannot listen on http.host {host}, http.port {port}: {exc.strerror}; choose another port, 0 takes a free one"
+            f"cannot listen on http.host {host}, http.port {port}: {(exc.strerror or '').lower()}; choose another "
+            "port, or 0 for a free one"
         ) from exc
     return listener
 

@@ -58,9 +58,7 @@ async def _demo(kafka: str | None, keep: Path | None) -> int:
     clock, console = SystemClock(), make_console()
     screen = Screen(console, clock)
     async with stage(kafka, keep, clock) as set_up:
-        screen.headline(
-            "A simulated ESET Connect, the real relay, and faults on purpose: about half a minute."
-        )
+        screen.headline("A simulated ESET Connect, the real relay, and faults on purpose: about half a minute.")
         summary = await _play(set_up, screen, clock)
     screen.blank()
     return print_demo_summary(summary, console)

@@ -138,13 +138,15 @@ class EventTopic:
         await self._worker.finish(self._leave, BROKER_SECONDS)
 
     def _connect(self) -> None:
-        self._consumer = Consumer({**_READER, "bootstrap.servers": self._bootstrap}, logger=_log)
+        consumer = Consumer({**_READER, "bootstrap.servers": self._bootstrap}, logger=_log)
         try:
-            self._consumer.list_topics(timeout=BROKER_SECONDS)
+            consumer.list_topics(timeout=BROKER_SECONDS)
         except KafkaException as exc:
+            consumer.close()
             raise ConfigError(
                 f"no Kafka broker answers on {self._bootstrap}: {exc.args[0].str()}; without --kafka none is needed"
             ) from exc
+        self._consumer = consumer
 
     def _assign(self) -> bool:
         """Whether the topic is there; it is read from then on."""

@@ -3,7 +3,7 @@
 Each task (a source, or a sink) has one owner, who holds its lease; only a held lease writes.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -84,9 +84,9 @@ OutcomeKind = Literal["done", "skipped", "superseded", "retry", "held", "dead"]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one claimed delivery. `due` goes with retry, `reason` with retry and dead."""
+    """What became of claimed deliveries. `due` goes with retry, `reason` with retry and dead."""
 
-    position: int
+    positions: Collection[int]
     kind: OutcomeKind
     due: Instant | None = None
     reason: str = ""
@@ -158,6 +158,10 @@ class SourceLease(Protocol):
 
     async def room(self) -> None:
         """Returns when a commit can succeed again."""
+        ...
+
+    async def count_dead(self) -> int:
+        """How many records of this source could not be read."""
         ...
 
     def dead_letters(self) -> AsyncIterator[DeadLetter]:

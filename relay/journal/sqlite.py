@@ -483,6 +483,10 @@ class SqliteSourceLease:
         """Returns when a commit can succeed again."""
         await self._journal.room()
 
+    async def count_dead(self) -> int:
+        """How many records of this source could not be read."""
+        return await self._journal.run(lambda db: _count_dead(db, "source", self.name), write=False)
+
     async def dead_letters(self) -> AsyncIterator[DeadLetter]:
         """Records that could not be read, oldest first."""
         for letter in await self._journal.run(lambda db: _dead_letters(db, "source", self.name), write=False):
@@ -650,15 +654,16 @@ class SqliteSinkLease:
         self.wake()
 
     async def _settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None) -> None:
-        ended = {o.position for o in outcomes if o.kind != "held"}
-        still_open = [at for at in self._open if at not in ended]
-        position = min(still_open) - 1 if still_open else self._scanned
+        ended = {at for outcome in outcomes if outcome.kind != "held" for at in outcome.positions}
+        first_open = next((at for at in self._open if at not in ended), None)
+        position = self._scanned if first_open is None else first_open - 1
         recorded = [o for o in outcomes if o.kind in {"retry", "dead"} or self._pending]
         now = self._clock.now()
 
         def work(db: sqlite3.Connection) -> bool:
             for outcome in recorded:
-                _settle_one(db, self.name, outcome, now)
+                for at in outcome.positions:
+                    _settle_one(db, self.name, outcome, at, now)
             encoded = msgspec.json.encode(endpoint) if endpoint is not None else None
             db.execute(
                 "UPDATE sink SET position = max(position, ?), endpoint = coalesce(?, endpoint) WHERE name = ?",
@@ -672,9 +677,9 @@ class SqliteSinkLease:
         self._position = max(self._position, position)
         self._settled = {at for at in self._settled if at > self._position}
         for outcome in outcomes:
-            self._flight.discard(outcome.position)
-            if outcome.kind != "held":
-                self._open.pop(outcome.position, None)
+            self._flight.difference_update(outcome.positions)
+        for at in ended:
+            self._open.pop(at, None)
 
     async def backlog(self) -> Backlog:
         """What waits, in flight included. Positions have no holes above the cursors, so they can be subtracted."""
@@ -694,14 +699,7 @@ class SqliteSinkLease:
 
     async def count_dead(self) -> int:
         """How many dead letters this sink has."""
-
-        def work(db: sqlite3.Connection) -> int:
-            row: tuple[int] = db.execute(
-                "SELECT count(*) FROM dead WHERE component = 'sink' AND name = ?", (self.name,)
-            ).fetchone()
-            return row[0]
-
-        return await self._journal.run(work, write=False)
+        return await self._journal.run(lambda db: _count_dead(db, "sink", self.name), write=False)
 
     async def dead_letters(self) -> AsyncIterator[DeadLetter]:
         """Oldest first."""
@@ -839,8 +837,7 @@ def _behind_pending(db: sqlite3.Connection, sink: str, found: Collection[Deliver
     return behind
 
 
-def _settle_one(db: sqlite3.Connection, sink: str, outcome: Outcome, now: Instant) -> None:
-    at = outcome.position
+def _settle_one(db: sqlite3.Connection, sink: str, outcome: Outcome, at: int, now: Instant) -> None:
     if outcome.kind == "held":
         return
     if outcome.kind == "retry":
@@ -863,6 +860,13 @@ def _settle_one(db: sqlite3.Connection, sink: str, outcome: Outcome, now: Instan
             (letter.id, sink, at, outcome.reason, letter.attempts, now, msgspec.msgpack.encode(letter)),
         )
     db.execute("DELETE FROM pending WHERE sink = ? AND position = ?", (sink, at))
+
+
+def _count_dead(db: sqlite3.Connection, component: str, name: str) -> int:
+    row: tuple[int] = db.execute(
+        "SELECT count(*) FROM dead WHERE component = ? AND name = ?", (component, name)
+    ).fetchone()
+    return row[0]
 
 
 def _dead_letters(db: sqlite3.Connection, component: str, name: str) -> list[DeadLetter]:

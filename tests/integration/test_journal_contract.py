@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relay.clock import SECOND
-from relay.errors import JournalFull, JournalLocked, JournalUnavailable
+from relay.errors import JournalFull, JournalLocked
 from relay.incidents import BadRecord, Event, Known
 from relay.journal import (
     Claim,
@@ -73,7 +73,7 @@ async def fill(lease: SourceLease, count: int, *, prefix: str = "u") -> list[str
 
 
 def outcomes(claim: Claim, kind: Any = "done", **more: Any) -> list[Outcome]:
-    return [Outcome(position=delivery.position, kind=kind, **more) for delivery in claim.deliveries]
+    return [Outcome(positions=[delivery.position for delivery in claim.deliveries], kind=kind, **more)]
 
 
 def ids(claim: Claim) -> list[str]:
@@ -96,7 +96,8 @@ async def test_a_commit_is_durable_and_whole(open_journal: OpenJournal) -> None:
     events, known = chain("u1", 2)
     async with open_journal() as journal:
         lease = await journal.source("acme")
-        assert lease.progress is None
+        before = lease.progress
+        assert before is None
         await lease.commit(page((events, known), progress=progress))
         assert lease.progress == progress
     async with open_journal() as journal:
@@ -122,9 +123,9 @@ async def test_a_commit_that_fails_leaves_nothing(open_journal: OpenJournal) -> 
             progress=PROGRESS,
             rows=[known],
             events=events,
-            bad=[BadRecord(reason="no uuid", raw=object())],  # type: ignore[arg-type]
+            bad=[BadRecord(reason="no uuid", raw=None)],  # type: ignore[arg-type]  # the last of the writes fails
         )
-        with pytest.raises((JournalUnavailable, TypeError)):
+        with pytest.raises(TypeError):
             await lease.commit(broken)
         assert await lease.known(["u1"]) == {}
         assert (await sink.claim(10, in_order=True, wait=False)).deliveries == []
@@ -204,7 +205,7 @@ async def test_what_is_not_settled_comes_again_after_a_restart_with_the_same_id(
         expected = await fill(await journal.source("acme"), 5)
         sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
         claim = await sink.claim(3, in_order=True)
-        await sink.settle(outcomes(claim)[:2])
+        await sink.settle([Outcome(positions=[d.position for d in claim.deliveries[:2]], kind="done")])
     async with open_journal() as journal:
         sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
         assert ids(await sink.claim(10, in_order=True)) == expected[2:]
@@ -271,7 +272,7 @@ async def test_a_dead_letter_is_kept_and_never_claimed_again(open_journal: OpenJ
         expected = await fill(await journal.source("acme"), 4)
         sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
         claim = await sink.claim(10, in_order=True)
-        await sink.settle([Outcome(position=claim.deliveries[2].position, kind="dead", reason="too_large")])
+        await sink.settle([Outcome(positions=[claim.deliveries[2].position], kind="dead", reason="too_large")])
         assert await sink.count_dead() == 1
     async with open_journal() as journal:
         sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -379,6 +380,11 @@ def change(bench: Bench, op: str, number: int) -> None:
             tenant.close(some[number % 5 :: 3])
 
 
+def play(bench: Bench, scripted: dict[int, list[Op]], number: int) -> None:
+    for op, argument in scripted.get(number, []):
+        change(bench, op, argument)
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate, Phase.shrink]
 )
@@ -405,8 +411,8 @@ def test_every_version_that_stays_for_one_whole_poll_is_emitted(
                 bench.clock.advance(0.5)
                 first = len(bench.api.requests)
                 scripted = dict(enumerate(during, start=first))
-                bench.api.before = lambda number, ops=scripted: [change(bench, *op) for op in ops.get(number, [])]
-                bench.api.fails = lambda number, at=first + 2, on=failing: on and number == at
+                bench.api.before = partial(play, bench, scripted)
+                bench.api.fails = {first + 2}.__contains__ if failing else set[int]().__contains__
                 started = bench.clock.now()
                 try:
                     await bench.poller(page_size=page_size).poll()

@@ -175,7 +175,7 @@ def test_the_name_of_a_version_rests_on_its_parts_alone() -> None:
     base: dict[str, Any] = {"source": "a", "uuid": "u", "updated": 1, "revision": 0, "digest": b"d"}
     assert event_id(**base) == event_id(**base)
     assert len(event_id(**base)) == 32
-    others = [{"source": "b"}, {"uuid": "v"}, {"updated": 2}, {"revision": 1}, {"digest": b"e"}]
+    others: list[dict[str, Any]] = [{"source": "b"}, {"uuid": "v"}, {"updated": 2}, {"revision": 1}, {"digest": b"e"}]
     assert len({event_id(**{**base, **other}) for other in others} | {event_id(**base)}) == 6
 
 
