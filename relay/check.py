@@ -358,9 +358,9 @@ async def _sink(name: str, settings: Settings, journal_id: str) -> CheckLine:
 
 
 def _with_hint(message: str) -> tuple[str, str]:
-    """Our messages end in `; hint`: what was found, and the hint as a cure."""
-    text, _, hint = message.rpartition("; ")
-    if not text:
+    """Our messages are `what was found; hint`: the hint is the cure."""
+    text, _, hint = message.partition("; ")
+    if not hint:
         return message, ""
     return text, f"{sentence(hint[:1].upper() + hint[1:])} To try again:"
 

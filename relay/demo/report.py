@@ -13,6 +13,9 @@ from relay.words import count, number
 NAMED_EVENTS: Final = 3
 """How many of the events that something is wrong with are named."""
 
+_AFTER_SUCCESS: Final = ("To run it against ESET:", ("relay check", "relay run"))
+_AFTER_FAILURE: Final = ("To look into it, keep events and log:", ("relay demo --keep demo",))
+
 Fact = tuple[str, str]
 
 
@@ -29,6 +32,7 @@ def summarize(
     `notes` say how each sink was counted, `kinds` how many distinct events of each kind arrived.
     """
     held = kept(comparisons, told_to_the_end=told.to_the_end)
+    next_step, commands = _AFTER_SUCCESS if all(held.values()) else _AFTER_FAILURE
     return DemoSummary(
         seconds=seconds,
         faults=[_fault(hardship, same_ids=held["named"]) for hardship in told.hardships],
@@ -46,6 +50,8 @@ def summarize(
         facts=[*_figures(told, comparisons, kinds), *_problems(told, comparisons)],
         guarantees_held=sum(held.values()),
         guarantees=len(GUARANTEES),
+        next_step=next_step,
+        commands=commands,
     )
 
 
@@ -82,7 +88,7 @@ def _lag(told: Told, lags: Sequence[tuple[Instant, float]]) -> Iterator[Fact]:
 def _problems(told: Told, comparisons: Sequence[Comparison]) -> Iterator[Fact]:
     """What a person needs to look further."""
     if told.stalled:
-        yield "broken off", f"{told.stalled}; `relay demo --keep FOLDER` keeps relay.log"
+        yield "broken off", told.stalled
     for one in comparisons:
         yield from _named(one.sink, "missing", one.missing)
         yield from _named(one.sink, "repeated", one.repeats)

@@ -471,6 +471,7 @@ class _Link:
 
     def _last_value(self, consumer: Consumer, end: int) -> bytes | None:
         key, value = self._plan.name.encode(), None
+        doing = f"reading the position back from {self._plan.cursors}"
         reached = 0
         while reached < end:
             for message in consumer.consume(1000, SLICE_SECONDS / 10):
@@ -479,7 +480,9 @@ class _Link:
                     value = message.value() if message.key() == key else value
                 elif error.code() == KafkaError._PARTITION_EOF:
                     reached = message.offset() or 0
-                else:
+                    doing = f"waiting for a transaction that is open in {self._plan.cursors}"
+                elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    # librdkafka looks for the group's coordinator, though no group is ever joined here.
                     raise KafkaException(error)
-            self._watch.check("reading the position back")
+            self._watch.check(doing)
         return value

@@ -52,7 +52,10 @@ _HINTS: Final[Mapping[int, tuple[str, str]]] = {
     KafkaError._SSL: ("tls", "check security.protocol, ssl.ca.location and the broker's certificate"),
     KafkaError._FENCED: _FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH: _FENCED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: ("forbidden", "allow Describe and Write on the topic"),
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: (
+        "forbidden",
+        "allow Describe and Write on the topic; on {kafka_prefix}.cursors also Create, Read and DescribeConfigs",
+    ),
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: ("forbidden", "allow IdempotentWrite on the cluster"),
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: (
         "forbidden",
@@ -182,7 +185,7 @@ class Topics:
         except KafkaException as exc:
             if error_of(exc).code() in _UNKNOWN_TOPIC:
                 return 0
-            raise
+            raise self._watch.unavailable(f"looking at topic {topic}", error_of(exc)) from exc
         if found.authorized_operations is not None and AclOperation.WRITE not in found.authorized_operations:
             raise Unavailable(
                 self._plan.say(f"topic {topic} may not be written; allow Write on it"), reason="forbidden"
@@ -225,7 +228,10 @@ class Topics:
     def _cleanup_policy(self, topic: str) -> str:
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         asked = self._admin.describe_configs([resource])[resource]
-        policy: str = self._ask(f"reading the settings of topic {topic}", asked)["cleanup.policy"].value
+        try:
+            policy: str = self._ask(f"reading the settings of topic {topic}", asked)["cleanup.policy"].value
+        except KafkaException as exc:
+            raise self._watch.unavailable(f"reading the settings of topic {topic}", error_of(exc)) from exc
         return policy
 
     def _create(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:

@@ -146,6 +146,7 @@ def test_an_event_that_is_hidden_from_the_comparison_is_missing(owing: list[Owed
     assert "1 event did not arrive." in text
     assert f"missing     disk: acme {gone.uuid} {gone.sequence} {gone.kind}" in text
     assert "failed  2 of 3 guarantees held. Exit code 1." in text
+    assert "To run it against ESET" not in text
 
 
 def test_an_empty_far_side_misses_everything(owing: list[Owed]) -> None:
