@@ -100,6 +100,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except OSError as exc:
         listener.close()
         raise ConfigError(
@@ -119,6 +120,7 @@ def bind_admin(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
+        listener.listen()
     except OSError as exc:
         listener.close()
         raise ConfigError(

@@ -10,11 +10,13 @@ import os
 import secrets
 import socket
 import sqlite3
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -86,6 +88,8 @@ FULL_RATIO: Final = 0.9
 """Above it new changes are refused, so that acknowledgements still fit."""
 SHORT_RATIO: Final = 0.8
 """Above it delivered events go before their retention ends."""
+TAIL_BYTES: Final = 16 * 2**20
+"""How much of what was committed last is kept at hand, so that sinks that keep up need not read it back."""
 _SLICE = 2_000
 """Events deleted in one transaction: a few milliseconds, so that nothing waits long behind it."""
 _LOCK_TRIES_SECONDS = 0.2
@@ -136,6 +140,8 @@ class SqliteJournal:
         self._sinks: dict[str, SqliteSinkLease] = {}
         self._roomy = asyncio.Event()
         self._durable = True
+        self._tail: deque[Delivery] = deque()
+        self._tail_bytes = 0
         self._calls: dict[asyncio.Future[Any], float] = {}
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -351,11 +357,23 @@ class SqliteJournal:
 
         return await self.run(work, write=False)
 
-    def committed(self, events: int) -> None:
-        """Wakes the sinks: new events are durable."""
-        if events:
-            for lease in self._sinks.values():
-                lease.wake()
+    def committed(self, deliveries: Sequence[Delivery]) -> None:
+        """New events are durable: keeps them at hand for the sinks that are close behind, and wakes all."""
+        if not deliveries:
+            return
+        self._tail.extend(deliveries)
+        self._tail_bytes += sum(len(delivery.body) for delivery in deliveries)
+        while self._tail_bytes > TAIL_BYTES:
+            self._tail_bytes -= len(self._tail.popleft().body)
+        for lease in self._sinks.values():
+            lease.wake()
+
+    def tail_after(self, position: int, limit: int) -> list[Delivery]:
+        """Up to `limit` events that follow this position, when they are still at hand; else none."""
+        if not self._tail or not self._tail[0].position <= position + 1 <= self._tail[-1].position:
+            return []
+        start = bisect_right(self._tail, position, key=attrgetter("position"))
+        return list(islice(self._tail, start, start + limit))
 
     def require_room(self, db: sqlite3.Connection) -> None:
         """Raises JournalFull when changes no longer fit beside the acknowledgements."""
@@ -450,14 +468,17 @@ class SqliteSourceLease:
         unsure, self._unsure = self._unsure, True
         now = self._clock.now()
 
-        def work(db: sqlite3.Connection) -> int:
+        def work(db: sqlite3.Connection) -> list[Delivery]:
             if page.rows or page.events or page.bad:
                 self._journal.require_room(db)
             events = page.events
             if unsure and events:
                 events = self._not_yet_there(db, events)
+            bodies = [native.render(event) for event in events]
             if events:
-                _insert_events(db, [_event_row(self._id, event, now) for event in events])
+                rows = zip(events, bodies, strict=True)
+                _insert_events(db, [_event_row(self._id, event, now, body) for event, body in rows])
+            first = _last_position(db) - len(events) + 1 if events else 0
             if page.rows:
                 _upsert_incidents(db, [_incident_row(self._id, row) for row in page.rows])
             for bad in page.bad:
@@ -467,7 +488,7 @@ class SqliteSourceLease:
                     (ident, self.name, bad.reason, now, bad.raw),
                 )
             db.execute("UPDATE source SET progress = ? WHERE id = ?", (msgspec.json.encode(page.progress), self._id))
-            return len(events)
+            return [_fresh_delivery(first + index, event, bodies[index]) for index, event in enumerate(events)]
 
         added = await self._journal.run(work, write=True)
         self._unsure = False
@@ -617,6 +638,11 @@ class SqliteSinkLease:
     async def _scan(self, limit: int, *, park_behind_pending: bool) -> list[Delivery]:
         """Reads on in the journal. What stands behind a pending version of its incident becomes pending too."""
         settled = self._settled
+        if not self._pending and (at_hand := self._journal.tail_after(self._scanned, limit)):
+            self._scanned = at_hand[-1].position
+            found = [delivery for delivery in at_hand if delivery.position not in settled]
+            self._open.update((delivery.position, delivery) for delivery in found)
+            return found
 
         def work(db: sqlite3.Connection) -> tuple[list[Delivery], int]:
             rows = db.execute(
@@ -775,7 +801,7 @@ def _incident_row(source: int, row: Known) -> tuple[Any, ...]:
     )
 
 
-def _event_row(source: int, event: Event, now: Instant) -> tuple[Any, ...]:
+def _event_row(source: int, event: Event, now: Instant, body: bytes) -> tuple[Any, ...]:
     return (
         event.id,
         event.kind,
@@ -786,7 +812,23 @@ def _event_row(source: int, event: Event, now: Instant) -> tuple[Any, ...]:
         event.updated,
         event.severity,
         now,
-        native.render(event),
+        body,
+    )
+
+
+def _fresh_delivery(position: int, event: Event, body: bytes) -> Delivery:
+    """What a claim would read back of an event that was just written."""
+    return Delivery(
+        position=position,
+        id=event.id,
+        kind=event.kind,
+        source=event.source,
+        origin=event.origin,
+        uuid=event.uuid,
+        sequence=event.sequence,
+        updated=event.updated,
+        severity=event.severity,
+        body=body,
     )
 
 

@@ -193,7 +193,7 @@ def fabricate(start: int, count: int) -> tuple[list[Known], list[Event]]:
             values=tracked_values(fields, {"deviceCount": 1}),
             raw=raw,
         )
-        found = diff(None, seen, scope=scope, now=number * SECOND)
+        found = diff(None, seen, scope=scope, now=start * SECOND)
         assert found.row is not None
         assert found.event is not None
         rows.append(found.row)

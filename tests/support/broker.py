@@ -132,6 +132,11 @@ class Cluster:
         """Addresses of a listener."""
         return ",".join(f"127.0.0.1:{port}" for port in self._ports[listener])
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the nodes that run."""
+        return [process.pid for process in self._processes.values()]
+
     def start(self) -> Self:
         """Starts every node and waits until all answer."""
         self._guard = subprocess.Popen(
