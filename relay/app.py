@@ -62,7 +62,14 @@ class Relay:
         """Runs until `stop`. Raises ConfigError or JournalError when it cannot start."""
         listener = web.bind(self.settings.http.host, self.settings.http.port)
         self.http_port = listener.getsockname()[1]
-        async with self._opened(), asyncio.TaskGroup() as group:
+        async with self._opened():
+            admin = web.bind_admin(self.settings.admin_socket_path)
+            await self._run(listener, admin)
+        self.settings.admin_socket_path.unlink(missing_ok=True)
+        log.info("relay stopped")
+
+    async def _run(self, listener: socket.socket, admin: socket.socket) -> None:
+        async with asyncio.TaskGroup() as group:
 
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 task = group.create_task(work, name=name)
@@ -70,7 +77,6 @@ class Relay:
                 return task
 
             application = web.application(self)
-            admin = web.bind_admin(self.settings.admin_socket_path)
             servers = [
                 start("serve http", web.serve(application, listener)),
                 start("serve the admin socket", web.serve(application, admin)),
@@ -89,8 +95,6 @@ class Relay:
             await self._drain(sending, self.settings.shutdown_grace.total_seconds())
             for task in (*tending, *servers):
                 task.cancel()
-        self.settings.admin_socket_path.unlink(missing_ok=True)
-        log.info("relay stopped")
 
     async def run_once(self) -> bool:
         """One live poll a source, backfill to its end, deliver until nothing is due.

@@ -12,10 +12,10 @@ from typing import Any
 import structlog
 
 from relay.clock import SECOND, Clock, Instant
-from relay.endpoint import Endpoint
-from relay.errors import ConfigError, Gone, JournalError, Refused, SinkError, Unavailable
+from relay.endpoint import LAST_PROBE_SECONDS, Endpoint
+from relay.errors import ConfigError, Gone, JournalError, JournalUnavailable, Refused, SinkError, Unavailable
 from relay.incidents import severity_name
-from relay.journal import Backlog, Claim, Outcome, OutcomeKind, SinkLease
+from relay.journal import Backlog, Claim, EndpointStatus, Outcome, OutcomeKind, SinkLease
 from relay.metrics import SinkMetrics
 from relay.sinks import Delivery, Sink
 from relay.status import SinkFacts
@@ -60,9 +60,8 @@ class Courier:
             except SinkError as error:
                 await self._failed(error)
             except JournalError as error:
-                self._metrics.settled("retried", error.reason, 0)
-                self._log.warning("delivery could not be recorded", error=str(error))
-                await self._pause(self.endpoint.next_probe_seconds())
+                self._log.warning("nothing could be claimed", error=str(error))
+                await self._pause(LAST_PROBE_SECONDS)
             if self._draining.is_set() and self.endpoint.status.failures >= DRAIN_TRIES:
                 return
 
@@ -136,8 +135,12 @@ class Courier:
             position = await self._sink.open()
         except ConfigError as error:
             raise Unavailable(str(error), reason=error.reason) from error
-        if position is not None:
-            await self._lease.resume(position)
+        if position is not None and not await self._lease.resume(position):
+            self._log.warning(
+                "another journal has written to this sink under the same kafka_prefix",
+                its_journal=position.journal_id,
+                hint="two relays on one cluster need different prefixes; after a lost journal this is expected",
+            )
         self._opened = True
         self._log.debug("sink opened", position=position.position if position else None)
 
@@ -182,7 +185,7 @@ class Courier:
 
     async def _settle(self, batch: Sequence[Delivery], kind: OutcomeKind) -> None:
         recovered = kind == "done" and self.endpoint.recovered()
-        await self._lease.settle(
+        await self._record(
             [Outcome(positions=[delivery.position for delivery in batch], kind=kind)],
             self.endpoint.status if recovered else None,
         )
@@ -190,9 +193,23 @@ class Courier:
             self._metrics.entered("ok")
             self._log.info("sink recovered", failures=self.endpoint.failures_before)
 
+    async def _record(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
+        """Settles, however long the disk refuses: what was acknowledged must not be sent again for that."""
+        failures = 0
+        while True:
+            try:
+                await self._lease.settle(outcomes, endpoint)
+            except JournalUnavailable as error:
+                failures += 1
+                if failures == 1:
+                    self._log.warning("outcomes could not be recorded", error=str(error))
+                await self._clock.sleep(min(LAST_PROBE_SECONDS, 2.0**failures))
+            else:
+                return
+
     async def _bury(self, refused: Refused) -> None:
         """Dead letters are durable before the rest of the batch moves the position past them."""
-        await self._lease.settle(
+        await self._record(
             [Outcome(positions=[at], kind="dead", reason=reason) for at, reason in refused.positions.items()]
         )
         self._metrics.settled("dead", refused.reason, len(refused.positions))
@@ -216,7 +233,7 @@ class Courier:
         self._metrics.entered(self.endpoint.status.state)
         wait = self.endpoint.next_probe_seconds(error)
         if first:
-            await self._lease.settle([], self.endpoint.status)
+            await self._record([], self.endpoint.status)
             self._log.warning(
                 "sink parked" if self.endpoint.status.state == "parked" else "sink failed",
                 reason=error.reason,

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Literal, Protocol
 
 import msgspec
+import structlog
 
 from relay.clock import MILLISECOND, SECOND, Clock, Instant
 from relay.errors import BadAnswer
@@ -20,6 +21,8 @@ from relay.eset.client import Answer
 from relay.eset.wire import DecodedPage, decode_page
 from relay.incidents import BadRecord, Event, Known, Observed, Scope, diff, format_instant
 from relay.journal import PageCommit, PassState, PollState, Progress, SourceLease, View
+
+log = structlog.get_logger()
 
 OVERLAP: Instant = SECOND
 """A server may compare times truncated to seconds: every next page is asked this much earlier."""
@@ -135,6 +138,7 @@ class Poller:
         self._observer = observer
         self._serial = asyncio.Lock()
         self._remembered: dict[bytes, Sheet] = {}
+        self._introduced = False
         self.skew_seconds: float | None = None
         """The server's clock less ours, as of the last answer that told."""
 
@@ -147,7 +151,7 @@ class Poller:
         ones. Raises SourceError, JournalError.
         """
         if self._lease.progress is not None:
-            return self._lease.progress
+            return self._lease.progress if self._introduced else await self._recognise(self._lease.progress)
         answer = await self._api.list_incidents(
             filter="", order_by="", page_size=1, decode=lambda body: _sheet(decode_page(body), "create_time", b"")
         )
@@ -159,6 +163,24 @@ class Poller:
             backfill=_backfill_passes(self._start_from, first_start),
         )
         await self._lease.commit(PageCommit(progress=progress))
+        self._introduced = True
+        return progress
+
+    async def _recognise(self, progress: Progress) -> Progress:
+        """The progress of an earlier run; says so once when the label now stands for something else."""
+        if progress.identity != self._identity:
+            log.warning(
+                "source has another host or user than before",
+                source=self._lease.name,
+                before=progress.identity,
+                now=self._identity,
+                hint="a label stands for one tenant for ever: another tenant needs another label",
+            )
+            progress = msgspec.structs.replace(progress, identity=self._identity)
+            await self._lease.commit(PageCommit(progress=progress))
+        if _instant(self._start_from, progress.first_start) != progress.start_from:
+            log.warning("start_from counts at the first start only and was left as it was", source=self._lease.name)
+        self._introduced = True
         return progress
 
     async def poll(self) -> PollReport:

@@ -101,12 +101,12 @@ class SourceTask:
         started = self._clock.monotonic()
         try:
             report = await self._poller.poll()
+            self._incidents = await self._lease.count()
         except (SourceError, JournalError) as error:
             await self._failed(error, "poll failed", seconds=self._clock.monotonic() - started)
             return False
         seconds = self._clock.monotonic() - started
         self._metrics.polled("complete", seconds)
-        self._incidents = await self._lease.count()
         self._metrics.knows(self._incidents)
         self._succeeded(report, seconds)
         return True

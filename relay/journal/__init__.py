@@ -175,10 +175,10 @@ class SinkLease(Protocol):
     name: str
     endpoint: EndpointStatus
 
-    async def resume(self, position: Position) -> None:
+    async def resume(self, position: Position) -> bool:
         """Takes over what an atomic sink's far side already holds: nothing up to there is claimed again.
 
-        A position of another journal is ignored. One beyond the end of this journal (a restored backup) lets its
+        A position of another journal is ignored: False. One beyond the end of this journal (a restored backup) lets its
         numbering go on above it.
         """
         ...

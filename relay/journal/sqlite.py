@@ -565,10 +565,12 @@ class SqliteSinkLease:
         self._open = {at: delivery for at, delivery in self._open.items() if at > self._position}
         self.wake()
 
-    async def resume(self, position: Position) -> None:
+    async def resume(self, position: Position) -> bool:
         """Takes over what an atomic sink's far side already holds; see the contract."""
-        if position.journal_id != self._journal.id or position.position <= self._position:
-            return
+        if position.journal_id != self._journal.id:
+            return False
+        if position.position <= self._position:
+            return True
 
         def work(db: sqlite3.Connection) -> set[int]:
             if position.position > _last_position(db):
@@ -581,6 +583,7 @@ class SqliteSinkLease:
         self._position = position.position
         self._scanned = max(self._scanned, self._position)
         self._open = {at: delivery for at, delivery in self._open.items() if at > self._position}
+        return True
 
     async def claim(self, limit: int, *, in_order: bool, wait: bool = True) -> Claim:
         """Waits for work, then hands out up to `limit` deliveries, oldest first; see the contract."""

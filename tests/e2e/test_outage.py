@@ -44,7 +44,7 @@ async def played(broker: Cluster, folder: Path, *, incidents: int, topic: str) -
         yield set_up, Unrest(set_up, Polls(set_up.simulator), random.Random(1))
 
 
-async def caught_up(relay: Child, unrest: Unrest, *, within: float = 120.0) -> None:
+async def caught_up(relay: Child, unrest: Unrest, *, within: float = 20.0) -> None:
     """Waits until everything that there is has been read and delivered."""
 
     async def has_read_all() -> bool:
