@@ -38,8 +38,9 @@ kafka: setup ## a real Apache Kafka for the tests, from Maven Central; without J
 test: setup kafka ## every test but those of `prove`; REPORT=-q and the like go to pytest
 	$(BIN)/python -m pytest $(REPORT)
 
-prove: setup kafka ## what takes longer than a minute: many kills, long outages
+prove: setup kafka ## what takes longer than a minute: many kills, long outages, each guarantee broken on purpose
 	$(BIN)/python -m pytest -m prove -s $(REPORT)
+	$(BIN)/python -m tests.breaks
 
 bench: setup kafka ## ratios against a floor in the same run
 	$(BIN)/python -m tests.bench

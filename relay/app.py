@@ -30,6 +30,8 @@ LOCK_PATIENCE_SECONDS = 10.0
 """How long a start waits for the journal: a predecessor may still be draining."""
 PAGE_PATIENCE_SECONDS = 5.0
 """How long a stop waits for the page in hand; every page is committed by itself, so nothing is lost after that."""
+CLOSE_SECONDS = 3.0
+"""How long a sink may take to let go, after the grace; all at once, so that a stop stays under Kubernetes' 30 s."""
 TEND_SECONDS = 10.0
 REPORT_SECONDS = 2.0
 REQUESTS_A_POLL = 2
@@ -50,6 +52,7 @@ class Relay:
         self._accounts = Accounts(settings, metrics=self.metrics, clock=self.clock)
         self._started = self.clock.now()
         self._stop = asyncio.Event()
+        self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -91,8 +94,7 @@ class Relay:
             log.info("relay stopping")
             self._tasks.clear()
             scheduler.shutdown(wait=False)
-            await self._end_polls(polling, reading)
-            await self._drain(sending, self.settings.shutdown_grace.total_seconds())
+            await self._finish(polling, reading, sending)
             for task in (*tending, *servers):
                 task.cancel()
 
@@ -134,12 +136,17 @@ class Relay:
             self.metrics.tasks_held.labels("sink").set(len(self.couriers))
             yield
         finally:
-            for courier in self.couriers:
-                await courier.close(timeout_seconds=5.0)
-            for source in self.sources:
-                await source.close()
-            await self._accounts.close()
+            await self._close_far_sides()
             await self.journal.close()
+
+    async def _close_far_sides(self) -> None:
+        """Lets go of sinks and API, once."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*(courier.close(CLOSE_SECONDS) for courier in self.couriers))
+        await asyncio.gather(*(source.close() for source in self.sources))
+        await self._accounts.close()
 
     async def _open_journal(self) -> None:
         deadline = self.clock.monotonic() + LOCK_PATIENCE_SECONDS
@@ -220,14 +227,19 @@ class Relay:
 
     # -- stopping -------------------------------------------------------------------------------------------------
 
-    async def _end_polls(self, polling: list[asyncio.Task[None]], reading: list[asyncio.Task[None]]) -> None:
-        """No new polls; the one in hand gets a few seconds, and what is committed stays."""
+    async def _finish(
+        self, polling: list[asyncio.Task[None]], reading: list[asyncio.Task[None]], sending: list[asyncio.Task[None]]
+    ) -> None:
+        """No new polls; the one in hand gets a few seconds of the grace, and what is committed stays. Then drain."""
+        deadline = self.clock.monotonic() + self.settings.shutdown_grace.total_seconds()
         for source in self.sources:
             source.finish()
-        await asyncio.wait(polling, timeout=PAGE_PATIENCE_SECONDS)
+        await asyncio.wait(polling, timeout=min(PAGE_PATIENCE_SECONDS, deadline - self.clock.monotonic()))
         for task in (*polling, *reading):
             task.cancel()
         await asyncio.gather(*polling, *reading, return_exceptions=True)
+        await self._drain(sending, max(0.0, deadline - self.clock.monotonic()))
+        await self._close_far_sides()
 
     async def _drain(self, sending: list[asyncio.Task[None]], grace_seconds: float | None) -> None:
         for courier in self.couriers:

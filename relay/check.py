@@ -37,9 +37,9 @@ from relay.status import CheckLine
 from relay.words import count, moment, number, sentence, span
 
 PATIENCE_SECONDS: Final = 60.0
+"""How long one source or sink may take, its retries included."""
 PATIENCE: Final = Patience(total_seconds=30.0, tries=2)
 """A person waits: one more try tells a hiccup from a failure."""
-"""How long one source or sink may take, its retries included."""
 SOURCES_AT_ONCE: Final = 8
 SKEW_SECONDS: Final = 5.0
 ROOM_RATIO: Final = 2.5

@@ -198,7 +198,7 @@ class Courier:
         failures = 0
         while True:
             try:
-                await self._lease.settle(outcomes, endpoint)
+                await self._lease.settle(outcomes, endpoint, durable=not self._sink.atomic)
             except JournalUnavailable as error:
                 failures += 1
                 if failures == 1:

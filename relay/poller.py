@@ -81,7 +81,8 @@ class PollObserver(Protocol):
 class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     """One page as a pass sees it: the rows, and what the pass needs to go on.
 
-    `first` and `last` are the earliest and latest shown time of the view, None when no row shows one.
+    `key` names the page in its view. `first` and `last` are the earliest and latest time shown in that view, None when
+    no row shows one.
     `page` is None when this very page was read before and nothing of the source has changed since.
     """
 
@@ -290,7 +291,7 @@ class Poller:
 
     async def _fetch(self, state: PassState, lane: Lane, token: str = "", *, remembered: bool = True) -> Answer[Sheet]:
         def decode(body: bytes) -> Sheet:
-            key = hashlib.sha256(body).digest()
+            key = hashlib.sha256(state.view.encode() + body).digest()
             if remembered and (sheet := self._remembered.get(key)) is not None:
                 return sheet
             return _sheet(decode_page(body), state.view, key)

@@ -192,8 +192,14 @@ class SinkLease(Protocol):
         """
         ...
 
-    async def settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
-        """Records what became of claimed deliveries, in one transaction. Raises JournalUnavailable, LeaseLost."""
+    async def settle(
+        self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None, *, durable: bool = True
+    ) -> None:
+        """Records what became of claimed deliveries, in one transaction.
+
+        Without `durable`, what was done may be forgotten when the machine loses its power: right for sinks whose far
+        side remembers the position itself. Raises JournalUnavailable, LeaseLost.
+        """
         ...
 
     async def backlog(self) -> Backlog:

@@ -361,6 +361,9 @@ class SqliteJournal:
         """New events are durable: keeps them at hand for the sinks that are close behind, and wakes all."""
         if not deliveries:
             return
+        if self._tail and deliveries[0].position != self._tail[-1].position + 1:
+            self._tail.clear()  # a commit whose caller was cancelled is missing: the sinks read the file instead
+            self._tail_bytes = 0
         self._tail.extend(deliveries)
         self._tail_bytes += sum(len(delivery.body) for delivery in deliveries)
         while self._tail_bytes > TAIL_BYTES:
@@ -676,13 +679,15 @@ class SqliteSinkLease:
                     break
         return chosen
 
-    async def settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
+    async def settle(
+        self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None, *, durable: bool = True
+    ) -> None:
         """Records what became of claimed deliveries, in one transaction. Raises JournalUnavailable."""
         async with self._settling:
-            await self._settle(outcomes, endpoint)
+            await self._settle(outcomes, endpoint, durable=durable)
         self.wake()
 
-    async def _settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None) -> None:
+    async def _settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None, *, durable: bool) -> None:
         ended = {at for outcome in outcomes if outcome.kind != "held" for at in outcome.positions}
         first_open = next((at for at in self._open if at not in ended), None)
         position = self._scanned if first_open is None else first_open - 1
@@ -700,7 +705,7 @@ class SqliteSinkLease:
             )
             return bool(recorded) and _has_pending(db, self.name)
 
-        self._pending = await self._journal.run(work, write=True, durable=bool(recorded))
+        self._pending = await self._journal.run(work, write=True, durable=durable or bool(recorded))
         if endpoint is not None:
             self.endpoint = endpoint
         self._position = max(self._position, position)

@@ -422,7 +422,7 @@ class Log(_Group):
     """What is logged, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """One line per poll and delivery at `info`."""
+    """At `info`, polls that found something and every trouble; at `debug`, each poll and each batch."""
     format: Literal["auto", "console", "json"] = "auto"
     """`auto` is `console` on a terminal and `json` elsewhere."""
 

@@ -26,7 +26,7 @@ CLOCK = SystemClock()
 @asynccontextmanager
 async def standin(incidents: int, spread_seconds: float) -> AsyncIterator[EsetClient]:
     """A client of a stand-in with so many incidents; pages are rendered by one reading of all."""
-    child = subprocess.Popen(  # noqa: ASYNC220  # the child is the point
+    child = subprocess.Popen(  # the child is the point
         [sys.executable, "-m", "tests.bench.standin", str(incidents), str(spread_seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -249,12 +249,14 @@ async def test_an_acknowledgement_that_cannot_be_recorded_is_recorded_later_and_
     settle = lease.settle
     refusals = 2
 
-    async def refusing(outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
+    async def refusing(
+        outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None, *, durable: bool = True
+    ) -> None:
         nonlocal refusals
         if refusals:
             refusals -= 1
             raise JournalUnavailable("no space left on device")
-        await settle(outcomes, endpoint)
+        await settle(outcomes, endpoint, durable=durable)
 
     monkeypatch.setattr(lease, "settle", refusing)
     await drained(courier)

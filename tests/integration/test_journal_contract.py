@@ -146,6 +146,19 @@ async def test_a_commit_given_again_after_an_unknown_outcome_adds_nothing(open_j
         assert uuids(await sink.claim(10, in_order=True)) == ["u1", "u1", "u2"]
 
 
+async def test_a_commit_whose_caller_was_cancelled_reaches_the_sinks_in_its_place(open_journal: OpenJournal) -> None:
+    async with open_journal() as journal:
+        lease = await journal.source("acme")
+        sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
+        await lease.commit(page(chain("u1", 1)))
+        giving = asyncio.create_task(lease.commit(page(chain("u2", 1))))
+        await asyncio.sleep(0)
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
+        await lease.commit(page(chain("u3", 1)))
+        assert uuids(await sink.claim(10, in_order=True)) == ["u1", "u2", "u3"]
+
+
 async def test_sources_do_not_see_each_other(open_journal: OpenJournal) -> None:
     async with open_journal() as journal:
         one, other = await journal.source("acme"), await journal.source("globex")

@@ -81,6 +81,26 @@ async def test_an_unchanged_source_emits_nothing_and_is_not_looked_up(bench: Ben
     assert len(await bench.deliveries("again")) == before
 
 
+async def test_the_same_bytes_in_both_views_are_two_pages(bench: Bench) -> None:
+    """What was remembered of a page in one view says nothing of where the other view goes on."""
+    poller = bench.poller(page_size=2, lookback_seconds=3600)
+    await poller.poll()
+    await poller.backfill()
+    base = bench.clock.now()
+    bench.clock.advance(1500)
+    for uuid, created, updated in (("a", 0, 400), ("b", 1, 401), ("z", 700, 1200)):
+        bench.tenant.create(uuid=uuid, created=base + created * SECOND, updated=base + updated * SECOND)
+    bench.clock.advance(30)
+    await poller.poll()
+    for uuid, created in (("late1", 100), ("late2", 101)):
+        bench.tenant.create(uuid=uuid, created=base + created * SECOND, updated="never")
+    bench.clock.advance(30)
+    before = len(bench.api.requests)
+    await poller.poll()
+    assert len(bench.api.requests) - before < 40
+    assert {d.uuid for d in await bench.deliveries()} == {"a", "b", "z", "late1", "late2"}
+
+
 async def test_a_silent_change_within_the_lookback_arrives_even_when_it_goes_back(bench: Bench) -> None:
     uuid = bench.tenant.create({"displayName": "A"})
     poller = bench.poller()

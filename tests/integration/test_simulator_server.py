@@ -105,7 +105,7 @@ async def test_stopping_does_not_wait_for_slow_answers(simulator: Simulator) -> 
     async with httpx.AsyncClient() as client, asyncio.TaskGroup() as group:
         async with serve(simulator) as served:
             asked = group.create_task(_outcome(client, served.base_url + "/v2/incidents"))
-            while not simulator.requests:  # noqa: ASYNC110 (it tells nobody)
+            while not simulator.requests:
                 await asyncio.sleep(0.01)
             start = time.monotonic()
         assert time.monotonic() - start < 1
@@ -127,7 +127,7 @@ async def test_run_plays_a_scenario_until_cancelled() -> None:
     task = asyncio.create_task(run(scenario, port=0, on_ready=lambda *both: ready.set_result(both)))
     served, simulator = await ready
     async with asyncio.timeout(10), httpx.AsyncClient() as client:
-        while len(simulator.tenants["acme"]) < 8:  # noqa: ASYNC110 (it tells nobody)
+        while len(simulator.tenants["acme"]) < 8:
             await asyncio.sleep(0.02)
         assert (await client.get(served.base_url + "/v2/incidents")).status_code == 401
     task.cancel()

@@ -1,7 +1,5 @@
 """What only the file and stdout sinks promise, against real files, pipes and a killed child process."""
 
-# ruff: noqa: ASYNC220, ASYNC240 - a test may block its own loop
-
 import asyncio
 import errno
 import os

@@ -1,0 +1,248 @@
+"""`python -m tests.breaks [NAME …]`: one planted bug at a time; exits 1 when a bug went unnoticed or no longer fits."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PASSES = "tests/integration/test_passes.py"
+JOURNAL = "tests/integration/test_journal_contract.py"
+DELIVERY = "tests/integration/test_delivery.py"
+SINKS = "tests/integration/test_sinks_contract.py"
+VERSIONS = "tests/unit/test_incidents.py"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Break:
+    """A bug: `old` becomes `new` in `file`, and one of `tests` must fail."""
+
+    guarantee: str
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+BREAKS = (
+    Break(
+        guarantee="Complete",
+        what="the next page is asked from just behind the last row (strict >)",
+        file="relay/poller.py",
+        old="    start = sheet.last - OVERLAP\n",
+        new="    start = sheet.last + MILLISECOND\n",
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="Complete",
+        what="a second with many ties is read once",
+        file="relay/poller.py",
+        old="            if (count, total) == before:\n                return\n",
+        new="            return\n",
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="Complete",
+        what="a tie larger than a page is not paged on",
+        file="relay/poller.py",
+        old="                if not token or (sheet.last is not None",
+        new="                if token or (sheet.last is not None",
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="Complete",
+        what="the watermark moves to now instead of the first request's time",
+        file="relay/poller.py",
+        old="up_to = max(state.as_of or 0, progress.complete_up_to or 0)",
+        new="up_to = self._clock.now()",
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="Complete",
+        what="the watermark is the latest row of the last page",
+        file="relay/poller.py",
+        old="                    await self._absorb(step, report, poll=state)\n",
+        new="                    await self._absorb(step, report, poll=state)\n"
+        "                    state = msgspec.structs.replace(state, as_of=step.sheet.last or state.as_of)\n",
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="Complete",
+        what="the cursor of a pass is stored although its page was not",
+        file="relay/journal/sqlite.py",
+        old="            if page.rows:\n                _upsert",
+        new="            if page.rows and False:\n                _upsert",
+        tests=JOURNAL,
+    ),
+    Break(
+        guarantee="Complete",
+        what="only the view by update time is read",
+        file="relay/poller.py",
+        old='passes=(PassState(view="update_time", cursor=since), PassState(view="create_time", cursor=since))',
+        new='passes=(PassState(view="update_time", cursor=since),)',
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="In order",
+        what="an older version seen late is emitted",
+        file="relay/incidents.py",
+        old="    if seen.updated < known.updated:\n        return _STALE\n",
+        new="",
+        tests=f"{PASSES} {VERSIONS}",
+    ),
+    Break(
+        guarantee="In order",
+        what="a version overtakes an unfinished older one",
+        file="relay/journal/sqlite.py",
+        old="            if key not in busy:\n                busy.add(key)\n",
+        new="            if True:\n",
+        tests=JOURNAL,
+    ),
+    Break(
+        guarantee="Named",
+        what="the id rests on the moment of observation",
+        file="relay/incidents.py",
+        old='    text = f"{source}\\0{uuid}\\0{updated}',
+        new='    import time\n\n    text = f"{time.time_ns()}\\0{source}\\0{uuid}\\0{updated}',
+        tests=VERSIONS,
+    ),
+    Break(
+        guarantee="Named",
+        what="every version has revision 0",
+        file="relay/incidents.py",
+        old="revision=0 if ordinary else sequence,",
+        new="revision=0,",
+        tests=VERSIONS,
+    ),
+    Break(
+        guarantee="Complete",
+        what="a page that was read in one view is taken for read in the other",
+        file="relay/poller.py",
+        old="sha256(state.view.encode() + body)",
+        new="sha256(body)",
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="Complete",
+        what="a commit whose caller was cancelled leaves a hole that sinks step over",
+        file="relay/journal/sqlite.py",
+        old="        if self._tail and deliveries[0].position != self._tail[-1].position + 1:\n",
+        new="        if False:\n",
+        tests=JOURNAL,
+    ),
+    Break(
+        guarantee="Named",
+        what="the position that Kafka holds is ignored at start",
+        file="relay/journal/sqlite.py",
+        old="        if position.position <= self._position:\n            return True\n",
+        new="        return True\n",
+        tests=f"{JOURNAL} {DELIVERY}",
+    ),
+    Break(
+        guarantee="Apart",
+        what="couriers share a lock",
+        file="relay/delivery.py",
+        old="        await self._deliver(claim)\n        return False\n",
+        new='        async with vars(asyncio).setdefault("_shared", asyncio.Lock()):\n'
+        "            await self._deliver(claim)\n        return False\n",
+        tests=DELIVERY,
+    ),
+    Break(
+        guarantee="Nothing vanishes",
+        what="events are settled before they are sent",
+        file="relay/delivery.py",
+        old="        batch: Sequence[Delivery] = claim.deliveries\n",
+        new='        batch: Sequence[Delivery] = claim.deliveries\n        await self._settle(batch, "done")\n',
+        tests=DELIVERY,
+    ),
+    Break(
+        guarantee="Nothing vanishes",
+        what="a refused event is settled without a dead letter",
+        file="relay/delivery.py",
+        old='[Outcome(positions=[at], kind="dead", reason=reason)',
+        new='[Outcome(positions=[at], kind="done", reason=reason)',
+        tests=DELIVERY,
+    ),
+    Break(
+        guarantee="Nothing vanishes",
+        what="unreadable records are dropped",
+        file="relay/poller.py",
+        old="        return list(changed.values()), events, page.bad\n",
+        new="        return list(changed.values()), events, []\n",
+        tests=PASSES,
+    ),
+    Break(
+        guarantee="Nothing vanishes",
+        what="what expires is not counted",
+        file="relay/journal/sqlite.py",
+        old="    return Counter({severity: events for severity, events, _first, _final in rows})\n",
+        new="    return Counter()\n",
+        tests=JOURNAL,
+    ),
+    Break(
+        guarantee="Bounded",
+        what="a full journal takes more",
+        file="relay/journal/sqlite.py",
+        old="        if _used_bytes(db) >= FULL_RATIO * self._max_bytes:\n",
+        new="        if False:\n",
+        tests=JOURNAL,
+    ),
+    Break(
+        guarantee="Bounded",
+        what="room is made by deleting what still waits",
+        file="relay/journal/sqlite.py",
+        old="WHERE position <= ? AND committed <= ? ORDER BY",
+        new="WHERE position >= ? * 0 AND committed <= ? ORDER BY",
+        tests=JOURNAL,
+    ),
+    Break(
+        guarantee="Named",
+        what="the position is not in the batch's transaction",
+        file="relay/sinks/kafka.py",
+        old="self._producer_now().produce(self._plan.cursors, msgspec.json.encode(position), self._plan.name)",
+        new="del position",
+        tests=SINKS,
+    ),
+)
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    unnoticed = 0
+    for one in BREAKS:
+        if wanted and not any(word in one.what for word in wanted):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            verdict = _try(one, Path(folder) / "tree")
+        unnoticed += not verdict.startswith("noticed")
+        say(f"{one.guarantee:<17} {one.what:<70} {verdict}")
+    return 1 if unnoticed else 0
+
+
+def _try(one: Break, tree: Path) -> str:
+    ignored = shutil.ignore_patterns(".venv", ".git", ".mypy_cache", ".ruff_cache", "__pycache__", ".cache")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    if (ROOT / ".cache").exists():
+        (tree / ".cache").symlink_to(ROOT / ".cache")
+    file = tree / one.file
+    text = file.read_text()
+    if not one.old or text.count(one.old) != 1:
+        return "DOES NOT FIT the code any more"
+    file.write_text(text.replace(one.old, one.new))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "60", "--tb", "line", *one.tests.split()]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    if done.returncode == 1:
+        failed = next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), "FAILED ?")
+        return f"noticed by {failed.removeprefix('FAILED ').split(' - ')[0].split('::')[-1]}"
+    return f"NOT NOTICED (pytest exit {done.returncode})"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # this is a command
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
