@@ -113,9 +113,16 @@ async def _until_signalled(relay: "Relay") -> None:
     if not sys.stderr.isatty():
         await relay.run()
         return
-    from relay.terminal import show_backfill
+    from relay import logs
+    from relay.terminal import make_console, show_backfill
 
-    showing = asyncio.create_task(show_backfill(relay.facts), name="show backfill")
+    log = relay.settings.log
+    showing = asyncio.create_task(
+        show_backfill(
+            relay.facts, make_console(stderr=True), log_to=lambda stream: logs.configure(log.level, log.format, stream)
+        ),
+        name="show backfill",
+    )
     try:
         await relay.run()
     finally:

@@ -4,12 +4,14 @@ Only the 16 colours of the user's theme. Without colour shape and word remain, w
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from relay.clock import SECOND, Instant, SystemClock
@@ -22,8 +24,10 @@ WIDE: Final = 120
 """From this width on every column is shown."""
 FILLING_RATIO: Final = 0.75
 NEARLY_FULL_RATIO: Final = 0.9
-BACKFILL_SECONDS: Final = 10.0
-"""How often a backfill says how far it is: between the lines of the log, so not too often."""
+BACKFILL_SECONDS: Final = 0.5
+"""How often the bars of a backfill move."""
+MAX_BARS: Final = 8
+"""More sources than that would push the log off the screen; `relay status` shows all."""
 MAX_CELL: Final = 24
 """Values from outside are cut to so many cells, where they stand in a column."""
 
@@ -158,24 +162,53 @@ def error_line(message: str) -> None:
     page.line(Text.assemble(("error  ", ACT), "\n       ".join(lines)))
 
 
-async def show_backfill(facts: Callable[[], Awaitable[RelayFacts]], *, every_seconds: float = BACKFILL_SECONDS) -> None:
-    """Says on standard error, every now and then, how far the past is read; returns once it is."""
-    console = make_console(stderr=True)
-    running = True
-    while running:
-        await asyncio.sleep(every_seconds)
-        with suppress(JournalError):
-            known = await facts()
-            print_backfill(document(known), console)
-            running = any(one.state == "starting" or one.backfill == "running" for one in known.sources)
+async def show_backfill(
+    facts: Callable[[], Awaitable[RelayFacts]],
+    console: Console,
+    *,
+    log_to: Callable[[TextIO], None],
+    every_seconds: float = BACKFILL_SECONDS,
+) -> None:
+    """A bar for each source whose past is being read, below the log; gone, and done, once all of it is read.
+
+    `log_to` is told where log lines go meanwhile, so that they appear above the bars, and where they go afterwards.
+    """
+    columns = (
+        TextColumn("[dim]backfill[/]  {task.description}"),
+        BarColumn(20, MARK, MARK),
+        TextColumn("{task.fields[said]}"),
+    )
+    before = sys.stderr
+    with Progress(name, BarColumn(20, MARK, MARK), said, console=console, transient=True) as progress:
+        log_to(sys.stderr)
+        try:
+            bars: dict[str, TaskID] = {}
+            while True:
+                with suppress(JournalError):
+                    known = await facts()
+                    for source in document(known)["sources"][:MAX_BARS]:
+                        _advance(progress, bars, source, now=known.now)
+                    waiting = any(one.state == "starting" or one.backfill == "running" for one in known.sources)
+                    if known.sources and not waiting:
+                        return
+                await asyncio.sleep(every_seconds)
+        finally:
+            log_to(before)
 
 
-def print_backfill(status: Document, console: Console) -> None:
-    """A line for each source whose past is being read."""
-    page = _Page(console, now=parse_instant(status["generated_time"]))
-    for source in status["sources"]:
-        if source["backfill"]["state"] == "running":
-            page.backfill(source)
+def _advance(progress: Progress, bars: dict[str, TaskID], source: Document, *, now: Instant) -> None:
+    label, backfill = source["label"], source["backfill"]
+    if backfill["state"] != "running":
+        if label in bars:
+            progress.remove_task(bars.pop(label))
+        return
+    if label not in bars:
+        bars[label] = progress.add_task(f"[bold]{label}[/]", total=None, said="")
+    ratio, up_to = backfill["progress_ratio"], backfill["up_to_time"]
+    said = f"{int(ratio * 100)} %, " if ratio is not None else ""
+    said += f"read up to {moment(parse_instant(up_to), now)}" if up_to else "begun"
+    total = None if ratio is None else 1.0
+    progress.update(bars[label], total=total, completed=ratio or 0.0, said=said)
 
 
 class _Page:
@@ -297,15 +330,6 @@ class _Page:
         version = f"{relay['version']}, up {span(relay['uptime_seconds'])}"
         as_of = f"   as of {moment(self._now, self._now)}, all times UTC"
         self.line(Text.assemble(("relay   ", SOFT), version, (as_of, SOFT)))
-
-    def backfill(self, source: Document) -> None:
-        """How far the past of one source is read."""
-        backfill = source["backfill"]
-        ratio, up_to = backfill["progress_ratio"], backfill["up_to_time"]
-        said = Text.assemble(("backfill  ", SOFT), _named(source["label"], source["region"]), "  ")
-        if ratio is not None:
-            said.append_text(self._bar(ratio, 10, MARK)).append(f" {int(ratio * 100)} %, ")
-        self.line(said.append(f"read up to {self._moment(up_to)}" if up_to else "begun"))
 
     def _figures(
         self, names: Sequence[str], rows: Sequence[Sequence[Text]], *, right: set[str], wide_only: set[str]

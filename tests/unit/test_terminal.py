@@ -3,9 +3,10 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import pytest
 from rich.console import Console
@@ -19,7 +20,6 @@ from relay.terminal import (
     DemoSink,
     DemoSummary,
     error_line,
-    print_backfill,
     print_check,
     print_demo_summary,
     print_incidents,
@@ -398,22 +398,14 @@ def test_an_error_goes_to_standard_error_with_every_line_and_no_escape(capsys: p
     )
 
 
-def test_a_backfill_says_how_far_it_is() -> None:
-    status = example("throttled-and-backfilling")
-    assert printed(lambda console: print_backfill(status, console)) == (
-        "backfill  initech de  ██████░░░░ 60 %, read up to 14 Oct 2025\n"
-    )
-    status["sources"][2]["backfill"] |= {"progress_ratio": None, "up_to_time": None}
-    assert printed(lambda console: print_backfill(status, console)) == "backfill  initech de  begun\n"
-
-
-async def test_progress_is_shown_until_the_past_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_bars_are_shown_below_the_log_until_the_past_is_read() -> None:
     told: list[RelayFacts | JournalError] = [
         JournalUnavailable("the journal is closed"),
         backfilling("not_wanted", state="starting"),
         backfilling("running"),
         backfilling("done"),
     ]
+    logged: list[TextIO] = []
 
     async def facts() -> RelayFacts:
         found = told.pop(0)
@@ -421,6 +413,10 @@ async def test_progress_is_shown_until_the_past_is_read(capsys: pytest.CaptureFi
             raise found
         return found
 
-    await show_backfill(facts, every_seconds=0)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    await show_backfill(facts, console, log_to=logged.append, every_seconds=0.15)
     assert not told
-    assert capsys.readouterr().err == "backfill  acme eu  █████░░░░░ 50 %, read up to 09:00:00\n"
+    assert "backfill  acme" in screen.getvalue()
+    assert "50 %, read up to 09:00:00" in screen.getvalue()
+    assert logged[-1] is sys.stderr
