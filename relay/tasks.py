@@ -64,6 +64,7 @@ class SourceTask:
         self._tick = asyncio.Event()
         self._tick.set()
         self._finishing = False
+        self._patient = True
         self._incidents = 0
         self._dead = 0
         self._error_reason = ""
@@ -89,7 +90,8 @@ class SourceTask:
                 await self.poll()
 
     async def once(self) -> bool:
-        """One live poll and the whole past; False when either failed."""
+        """One live poll and the whole past; False when either failed. Waits for no room in the journal."""
+        self._patient = False
         return await self.poll() and await self.backfill_once()
 
     async def close(self) -> None:
@@ -188,7 +190,7 @@ class SourceTask:
 
     async def _wait_for_room(self, error: RelayError) -> None:
         """Only the journal stops polling: until there is room again, or the disk answers."""
-        if not isinstance(error, JournalError):
+        if not isinstance(error, JournalError) or not self._patient:
             return
         stopped = self._all_metrics.polling_stopped.labels(error.reason)
         stopped.set(1)

@@ -173,11 +173,7 @@ async def show_backfill(
 
     `log_to` is told where log lines go meanwhile, so that they appear above the bars, and where they go afterwards.
     """
-    columns = (
-        TextColumn("[dim]backfill[/]  {task.description}"),
-        BarColumn(20, MARK, MARK),
-        TextColumn("{task.fields[said]}"),
-    )
+    name, said = TextColumn("[dim]backfill[/]  {task.description}"), TextColumn("{task.fields[said]}")
     before = sys.stderr
     with Progress(name, BarColumn(20, MARK, MARK), said, console=console, transient=True) as progress:
         log_to(sys.stderr)
