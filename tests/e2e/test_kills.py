@@ -68,7 +68,7 @@ class Story:
 
 
 def moments(rng: random.Random, kills: int) -> list[Moment]:
-    """A third at an instant of their own, a third after a line, a third while a page is being committed or delivered."""
+    """A third at any instant, a third after a line, a third while a page is being committed or delivered."""
     drawn = []
     for _ in range(kills):
         kind = rng.randrange(3)

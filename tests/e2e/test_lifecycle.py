@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from relay import __version__
+from relay.simulator import Fault
 from tests.e2e.stage import CONFIGURATION, SOURCE, Stage, stage, until
 from tests.e2e.verdict import from_line, from_record, judge
 from tests.support.kafka import Kafka, committed, fresh
@@ -102,6 +103,25 @@ async def test_sigterm_while_the_sink_is_unreachable_exits_0_within_the_grace_an
         # What Kubernetes leaves beyond our default grace.
         assert time.monotonic() - asked < 2 + 5
     assert await set_up.backlog("siem") == INCIDENTS
+
+
+async def test_sigterm_while_the_api_hangs_and_the_sink_is_unreachable_takes_one_grace_for_both(set_up: Stage) -> None:
+    set_up.configure(NO_BROKER, shutdown_grace="6s")
+    async with set_up.relay() as relay:
+        await relay.started()
+        await relay.logged("backfill completed")
+        set_up.simulator.requests.clear()
+        set_up.simulator.faults.inject(Fault(effect="latency", on="list", delay_seconds=120))
+        await until(lambda: _is_asked(set_up), "a poll hangs")
+        asked = time.monotonic()
+        assert await relay.stop() == 0
+        # The page in hand is waited for up to 5 s: not in addition.
+        assert time.monotonic() - asked < 6 + 4
+    assert await set_up.backlog("siem") == INCIDENTS
+
+
+async def _is_asked(set_up: Stage) -> bool:
+    return bool(set_up.simulator.requests)
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

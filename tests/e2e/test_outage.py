@@ -57,7 +57,7 @@ async def caught_up(relay: Child, unrest: Unrest, *, within: float = 120.0) -> N
 
     async def has_delivered_all() -> bool:
         (sink,) = (await relay.status())["sinks"]
-        return sink["state"] == "ok" and sink["backlog_events"] == 0
+        return (sink["state"], sink["backlog_events"]) == ("ok", 0)
 
     await until(has_read_all, "everything was read", within=within)
     await until(has_delivered_all, "everything was delivered", within=within)

@@ -66,7 +66,7 @@ class Polls:
 
 
 class Unrest:
-    """Creates, updates, closes and reopens, one incident at a time. Incidents of the past rest until `stir_the_past`."""
+    """Creates, updates, closes and reopens, one incident at a time. The past rests until `stir_the_past`."""
 
     def __init__(self, stage: Stage, polls: Polls, rng: random.Random) -> None:
         self.changes = 0

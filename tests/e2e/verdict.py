@@ -1,4 +1,4 @@
-"""What arrived at a far side against what the simulator had to show. Shares no code with the relay, so no bug either."""
+"""What arrived at a far side against what the simulator had to show. Shares no code with the relay, and no bug."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How many of what. `doubled` are versions that came again, by id or by content; `disordered`, `gapped` incidents."""
+    """How many of what went wrong.
+
+    `doubled` are versions that came again, by id or by content; `disordered` and `gapped` are incidents.
+    """
 
     versions: int
     arrivals: int

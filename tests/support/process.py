@@ -1,4 +1,4 @@
-"""The relay as its users run it: a real child process, its log read while it is written. It never outlives the tests."""
+"""The relay as its users run it: a child process, its log read while it is written. It never outlives the tests."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("the test process is gone")
 os.execv(sys.executable, [sys.executable, "-m", "relay", *sys.argv[2:]])
 """
-"""Becomes the relay, of the same process id; a function between fork and exec is not safe beside librdkafka's threads."""
+"""Becomes the relay, of the same process id. Code between fork and exec is not safe beside librdkafka's threads."""
 
 _LONGEST_LINE_BYTES = 1 << 24
 
