@@ -49,12 +49,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 
 def main() -> None:
     """Runs the command line; errors that we know become one message and an exit code."""
+    hold_standard_descriptors()
     try:
         app()
     except ConfigError as error:
         _fail(str(error), 2)
     except RelayError as error:
         _fail(str(error), 1)
+
+
+def hold_standard_descriptors() -> None:
+    """Keeps the numbers 0 to 2: were one closed, the next file opened would get it, and events be written into that.
+
+    What takes its place can't be written to, so a closed standard output still is one to the sink.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)
 
 
 def _fail(message: str, code: int) -> NoReturn:
