@@ -480,7 +480,10 @@ class _Link:
                     value = message.value() if message.key() == key else value
                 elif error.code() == KafkaError._PARTITION_EOF:
                     reached = message.offset() or 0
-                    doing = f"waiting for a transaction that is open in {self._plan.cursors}"
+                    doing = (
+                        f"waiting for a transaction that is open in {self._plan.cursors} "
+                        "(kafka-transactions.sh find-hanging names it)"
+                    )
                 elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
                     # librdkafka looks for the group's coordinator, though no group is ever joined here.
                     raise KafkaException(error)
