@@ -483,7 +483,8 @@ class SqliteSourceLease:
                 _insert_events(db, [_event_row(self._id, event, now, body) for event, body in rows])
             first = _last_position(db) - len(events) + 1 if events else 0
             if page.rows:
-                _upsert_incidents(db, [_incident_row(self._id, row) for row in page.rows])
+                by_uuid = sorted(page.rows, key=attrgetter("uuid"))  # neighbours in the index are written together
+                _upsert_incidents(db, [_incident_row(self._id, row) for row in by_uuid])
             for bad in page.bad:
                 ident = sha256(bad.raw).hexdigest()[:32]
                 db.execute(
