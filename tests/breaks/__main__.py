@@ -73,8 +73,8 @@ BREAKS = (
         guarantee="Complete",
         what="the cursor of a pass is stored although its page was not",
         file="relay/journal/sqlite.py",
-        old="            if page.rows:\n                _upsert",
-        new="            if page.rows and False:\n                _upsert",
+        old="            if page.rows:\n                by_uuid",
+        new="            if page.rows and False:\n                by_uuid",
         tests=JOURNAL,
     ),
     Break(
