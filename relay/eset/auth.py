@@ -8,7 +8,7 @@ import copy
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final
 
 import httpx
 import msgspec
@@ -18,9 +18,6 @@ from relay.clock import Clock, Instant
 from relay.errors import BadAnswer, LoginRefused, SourceError
 from relay.eset.budget import RateBudget
 from relay.eset.exchange import DEFAULT_PATIENCE, UNOBSERVED, Countdown, Exchange, Observer, Patience, Pause, Reply
-
-Region = Literal["eu", "de", "us", "ca", "jpn"]
-REGIONS: Final[tuple[Region, ...]] = get_args(Region)
 
 REFUSED_INITIAL_SECONDS = 60.0
 REFUSED_MAX_SECONDS = 3600.0
@@ -34,21 +31,6 @@ _HINTS: Final = {
 }
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-
-class Endpoints(NamedTuple):
-    """Where a region answers: the API's base, and the token endpoint."""
-
-    base_url: str
-    token_url: str
-
-
-def endpoints(region: Region) -> Endpoints:
-    """The hosts of a region."""
-    return Endpoints(
-        base_url=f"https://{region}.incident-management.eset.systems",
-        token_url=f"https://{region}.business-account.iam.eset.systems/oauth/token",
-    )
 
 
 class Token:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from relay.clock import SECOND, Instant
+from relay.clock import Instant
 from relay.errors import QueryRefused, SourceUnavailable
 from relay.eset.budget import Lane
 from relay.eset.client import Answer
@@ -124,7 +124,3 @@ def owed(tenant: Tenant, polls: Sequence[tuple[Instant, Instant]]) -> set[tuple[
 
 def kinds(events: Sequence[Event | Delivery]) -> list[str]:
     return [event.kind for event in events]
-
-
-def seconds(instant: Instant) -> float:
-    return instant / SECOND

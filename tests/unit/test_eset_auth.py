@@ -12,7 +12,7 @@ import structlog
 
 from relay.clock import SECOND
 from relay.errors import BadAnswer, LoginRefused, SourceError, SourceUnavailable
-from relay.eset.auth import REGIONS, Ticket, endpoints
+from relay.eset.auth import Ticket
 from relay.eset.client import Patience
 from relay.eset.wire import decode_page
 from tests.support.clock import START
@@ -21,14 +21,6 @@ from tests.support.eset import PASSWORD, TOKEN_URL, Bench
 
 async def ask(bench: Bench) -> None:
     await bench.client.list_incidents(filter="f", order_by="o", page_size=1, decode=decode_page)
-
-
-@pytest.mark.parametrize("region", REGIONS)
-def test_every_region_has_its_hosts(region: Any) -> None:
-    assert endpoints(region) == (
-        f"https://{region}.incident-management.eset.systems",
-        f"https://{region}.business-account.iam.eset.systems/oauth/token",
-    )
 
 
 async def test_login_is_a_form_with_the_password_encoded() -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from relay.errors import ConfigError
 from relay.incidents import parse_instant
-from relay.settings import FileSink, KafkaSink, Settings, StdoutSink, load
+from relay.settings import REGIONS, FileSink, KafkaSink, Settings, StdoutSink, load
 from relay.settings.layers import key_of, variable_of
 
 Write = Callable[..., Settings]
@@ -130,10 +130,11 @@ shutdown_grace: 0s
     assert settings.kafka_options("disk")["bootstrap.servers"] == "kafka:9092"
 
 
-def test_region_names_both_hosts(write: Write) -> None:
-    assert write(SMALL.replace("eu,", "jpn,")).sources["acme"].endpoints == (
-        "https://jpn.incident-management.eset.systems",
-        "https://jpn.business-account.iam.eset.systems/oauth/token",
+@pytest.mark.parametrize("region", REGIONS)
+def test_every_region_names_both_hosts(write: Write, region: str) -> None:
+    assert write(SMALL.replace("eu,", f"{region},")).sources["acme"].endpoints == (
+        f"https://{region}.incident-management.eset.systems",
+        f"https://{region}.business-account.iam.eset.systems/oauth/token",
     )
 
 
