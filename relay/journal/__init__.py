@@ -144,6 +144,13 @@ class SourceLease(Protocol):
         """What the ledger holds of these; includes every commit that returned."""
         ...
 
+    def known_created(self, start: Instant, end: Instant) -> AsyncIterator[Known]:
+        """The incidents created from `start` to before `end`, ascending by time and uuid: for the sweep.
+
+        What is committed meanwhile may or may not be among them.
+        """
+        ...
+
     async def count(self) -> int:
         """How many incidents the ledger holds of this source."""
         ...

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from itertools import chain, islice
 from operator import attrgetter
@@ -81,6 +82,9 @@ MIGRATIONS: Final = (
         last INTEGER NOT NULL, PRIMARY KEY (sink, severity)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE INDEX incident_created ON incident (source, created, uuid);
+    """,
 )
 """One script a schema version, for ever: a released one is never edited."""
 
@@ -94,6 +98,9 @@ _SLICE = 2_000
 """Events deleted in one transaction: a few milliseconds, so that nothing waits long behind it."""
 _LOCK_TRIES_SECONDS = 0.2
 _EVENT_COLUMNS = "e.position, e.id, e.kind, s.name, e.origin, e.uuid, e.sequence, e.updated, e.severity, e.body"
+_INCIDENT_COLUMNS = "i.uuid, i.created, i.updated, i.newest, i.sequence, i.digest, i.digest_version, i.fields, i.gone"
+_KNOWN_AT_ONCE = 2_000
+"""Ledger rows read in one call: a few milliseconds, so that nothing waits long behind it."""
 _ROWS_A_STATEMENT = 500
 """Rows in one INSERT: each statement lets go of Python's lock once, so fewer statements mean less waiting for it."""
 
@@ -454,6 +461,14 @@ class SqliteSourceLease:
         wanted = msgspec.json.encode(uuids).decode()
         return await self._journal.run(lambda db: _known(db, self._id, wanted), write=False)
 
+    async def known_created(self, start: Instant, end: Instant) -> AsyncIterator[Known]:
+        """The incidents created from `start` to before `end`, ascending by time and uuid."""
+        after: tuple[Instant, str] = (start, "")
+        while rows := await self._journal.run(partial(_known_created, self._id, after, end), write=False):
+            for row in rows:
+                yield row
+            after = (rows[-1].created, rows[-1].uuid)
+
     async def count(self) -> int:
         """How many incidents the ledger holds of this source."""
 
@@ -775,24 +790,35 @@ def _number_above(db: sqlite3.Connection, position: int) -> None:
 
 def _known(db: sqlite3.Connection, source: int, uuids_json: str) -> dict[str, Known]:
     rows = db.execute(
-        "SELECT i.uuid, i.created, i.updated, i.newest, i.sequence, i.digest, i.digest_version, i.fields, i.gone "
-        "FROM json_each(?) j CROSS JOIN incident i ON i.source = ? AND i.uuid = j.value",
+        f"SELECT {_INCIDENT_COLUMNS} FROM json_each(?) j "  # noqa: S608  # only our names
+        "CROSS JOIN incident i ON i.source = ? AND i.uuid = j.value",
         (uuids_json, source),
     ).fetchall()
-    return {
-        row[0]: Known(
-            uuid=row[0],
-            created=row[1],
-            updated=row[2],
-            newest=row[3],
-            sequence=row[4],
-            digest=row[5],
-            digest_version=row[6],
-            fields=row[7],
-            gone=bool(row[8]),
-        )
-        for row in rows
-    }
+    return {row[0]: _known_row(row) for row in rows}
+
+
+def _known_created(source: int, after: tuple[Instant, str], end: Instant, db: sqlite3.Connection) -> list[Known]:
+    """The next rows behind a time and uuid; no uuid is empty, so a bare time includes itself."""
+    rows = db.execute(
+        f"SELECT {_INCIDENT_COLUMNS} FROM incident i WHERE i.source = ? "  # noqa: S608  # only our names
+        "AND (i.created, i.uuid) > (?, ?) AND i.created < ? ORDER BY i.created, i.uuid LIMIT ?",
+        (source, *after, end, _KNOWN_AT_ONCE),
+    ).fetchall()
+    return [_known_row(row) for row in rows]
+
+
+def _known_row(row: Sequence[Any]) -> Known:
+    return Known(
+        uuid=row[0],
+        created=row[1],
+        updated=row[2],
+        newest=row[3],
+        sequence=row[4],
+        digest=row[5],
+        digest_version=row[6],
+        fields=row[7],
+        gone=bool(row[8]),
+    )
 
 
 def _incident_row(source: int, row: Known) -> tuple[Any, ...]:

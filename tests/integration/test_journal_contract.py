@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from relay.clock import SECOND
@@ -476,3 +477,24 @@ async def test_a_cancelled_claim_loses_nothing(open_journal: OpenJournal, in_ord
             found += ids(claim)
             await sink.settle(outcomes(claim))
         assert found == expected
+
+
+async def test_the_ledger_is_read_by_create_time(open_journal: OpenJournal) -> None:
+    """From `start` to before `end`, ascending by time and uuid, whatever the order of arrival; one source only."""
+    histories = [chain(f"uuid-{number % 7}{number}", 1) for number in range(40)]
+    async with open_journal() as journal:
+        lease = await journal.source("acme")
+        rows = [
+            msgspec.structs.replace(known, created=START + (index * 7 % 10) * SECOND)
+            for index, (_events, known) in enumerate(histories)
+        ]
+        await lease.commit(PageCommit(progress=PROGRESS, rows=rows))
+        other = await journal.source("other")
+        await other.commit(PageCommit(progress=PROGRESS, rows=rows[:5]))
+        found = [row async for row in lease.known_created(START + 2 * SECOND, START + 5 * SECOND)]
+        wanted = sorted(
+            (row for row in rows if START + 2 * SECOND <= row.created < START + 5 * SECOND),
+            key=lambda row: (row.created, row.uuid),
+        )
+        assert found == wanted
+        assert len(found) == 12
