@@ -5,7 +5,7 @@ import os
 import socket
 import zlib
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,12 +13,12 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-from relay import __version__, web
+from relay import __version__, control, web
 from relay.assembly import Accounts, make_courier, make_journal, make_source
 from relay.clock import Clock, SystemClock
 from relay.delivery import Courier
-from relay.errors import JournalError, JournalLocked
-from relay.journal import Journal
+from relay.errors import JournalDamaged, JournalError, JournalLocked
+from relay.journal import Journal, JournalUse
 from relay.metrics import Metrics
 from relay.settings import Settings
 from relay.status import RelayFacts
@@ -53,6 +53,7 @@ class Relay:
         self._started = self.clock.now()
         self._stop = asyncio.Event()
         self._closed = False
+        self._use: JournalUse | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -79,13 +80,12 @@ class Relay:
                 self._tasks.append(task)
                 return task
 
-            application = web.application(self)
             servers = [
-                start("serve http", web.serve(application, listener)),
-                start("serve the admin socket", web.serve(application, admin)),
+                start("serve http", web.serve(web.application(self), listener)),
+                start("serve the admin socket", web.serve(web.application(self, commands=control.routes(self)), admin)),
             ]
             polling = [start(f"poll {source.name}", source.run()) for source in self.sources]
-            reading = [group.create_task(source.backfill(), name=f"backfill {source.name}") for source in self.sources]
+            reading = [start(f"reconcile {source.name}", source.reconcile()) for source in self.sources]
             sending = [start(f"deliver {courier.name}", courier.run()) for courier in self.couriers]
             tending = [start("tend the journal", self._tend()), start("report figures", self._report())]
             scheduler = self._schedule()
@@ -107,7 +107,11 @@ class Relay:
             sending = [group.create_task(courier.run(), name=f"deliver {courier.name}") for courier in self.couriers]
             results = await asyncio.gather(*(source.once() for source in self.sources))
             await self._drain(sending, None)
-            backlogs = [await courier.backlog() for courier in self.couriers]
+            try:
+                backlogs = [await courier.backlog() for courier in self.couriers]
+            except JournalError as error:
+                log.warning("what is left could not be counted", reason=error.reason, error=str(error))
+                return False
         return all(results) and not any(backlog.events for backlog in backlogs)
 
     @asynccontextmanager
@@ -169,7 +173,7 @@ class Relay:
         for source in self.sources:
             interval = self.settings.sources[source.name].poll_interval.total_seconds() * stretch
             source.poll_interval_seconds = interval
-            self.metrics.poll_interval.labels(source.name).set(interval)
+            self.metrics.source(source.name).polls_every(interval)
             offset = zlib.crc32(source.name.encode()) % 1000 / 1000 * interval
             scheduler.add_job(
                 source.on_tick,
@@ -201,8 +205,8 @@ class Relay:
             try:
                 done = await self.journal.tend()
             except JournalError as error:
-                self.metrics.errors.labels("journal", error.reason).inc()
-                log.warning("journal could not be tended", error=str(error))
+                self.metrics.journal_failed(error.reason)
+                log.warning("journal could not be tended", reason=error.reason, error=str(error))
             else:
                 for courier in self.couriers:
                     courier.expired(done.expired.get(courier.name, {}))
@@ -214,7 +218,7 @@ class Relay:
         """Brings the gauges up to date, for ever."""
         while True:
             try:
-                use = await self.journal.use()
+                use = self._use = await self.journal.use()
                 self.metrics.journal_bytes.set(use.used_bytes)
                 self.metrics.journal_limit.set(use.limit_bytes)
                 for courier in self.couriers:
@@ -222,7 +226,10 @@ class Relay:
                 for source in self.sources:
                     await source.report()
             except JournalError as error:
-                self.metrics.errors.labels("journal", error.reason).inc()
+                self.metrics.journal_failed(error.reason)
+                if isinstance(error, JournalDamaged):
+                    for source in self.sources:  # a poll finds out, and says so, whenever it would be due
+                        await source.on_tick()
             await self.clock.sleep(REPORT_SECONDS)
 
     # -- stopping -------------------------------------------------------------------------------------------------
@@ -261,8 +268,10 @@ class Relay:
         return self.journal.oldest_call_seconds()
 
     async def facts(self) -> RelayFacts:
-        """Everything that the status says."""
-        use = await self.journal.use()
+        """Everything that the status says; what is in the journal is as last seen when it can't be read."""
+        with suppress(JournalError):
+            self._use = await self.journal.use()
+        use = self._use
         stopped = next((source for source in self.sources if source.state == "stopped"), None)
         return RelayFacts(
             now=self.clock.now(),
@@ -271,10 +280,11 @@ class Relay:
             started=self._started,
             sources=[source.facts() for source in self.sources],
             sinks=[await courier.facts() for courier in self.couriers],
-            journal_used_bytes=use.used_bytes,
-            journal_limit_bytes=use.limit_bytes,
-            journal_oldest_event=use.oldest_event,
+            journal_used_bytes=use.used_bytes if use else None,
+            journal_limit_bytes=use.limit_bytes if use else None,
+            journal_oldest_event=use.oldest_event if use else None,
             polling_stopped_reason=stopped.error if stopped else None,
+            polling_stopped_by=stopped.facts().error_reason if stopped else "",
             polling_stopped_since=stopped.since if stopped else None,
             budget_requests_per_second=self.settings.api.requests_per_second,
         )

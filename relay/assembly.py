@@ -98,6 +98,7 @@ async def make_source(
         start_from=source.start_from,
         lookback_seconds=source.lookback.total_seconds(),
         page_size=source.page_size,
+        enrich=source.enrich,
         clock=clock,
         observer=counts,
     )
@@ -107,6 +108,8 @@ async def make_source(
         lease=lease,
         account=accounts.of(name, source),
         place=source.region or urlsplit(source.endpoints[0]).hostname or "",
+        reconcile_seconds=source.reconcile_interval.total_seconds(),
+        budget=accounts.budget,
         metrics=metrics,
         counts=counts,
         clock=clock,

@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 from urllib.parse import urlsplit
 
 from relay.assembly import Accounts, make_client, make_journal, make_sink
-from relay.clock import MILLISECOND, SECOND, Clock, Instant, SystemClock
+from relay.clock import Clock, Instant, SystemClock
 from relay.errors import (
     AccessDenied,
     BadAnswer,
@@ -22,18 +22,17 @@ from relay.errors import (
     JournalError,
     JournalLocked,
     LoginRefused,
-    QueryRefused,
     SinkError,
     SourceError,
 )
 from relay.eset.auth import Account
 from relay.eset.client import EsetClient, Patience
 from relay.eset.wire import DecodedPage, decode_page
-from relay.incidents import format_instant
-from relay.journal import View
+from relay.journal import View, Way
 from relay.metrics import Metrics
+from relay.passes import VIEWS, sound
 from relay.settings import Settings, Source
-from relay.status import CheckLine
+from relay.status import FULL_RATIO, CheckLine
 from relay.words import count, moment, number, sentence, span
 
 PATIENCE_SECONDS: Final = 60.0
@@ -44,13 +43,13 @@ SOURCES_AT_ONCE: Final = 8
 SKEW_SECONDS: Final = 5.0
 ROOM_RATIO: Final = 2.5
 """The journal's volume needs so many times `max_bytes`: for the file, its log and a copy while migrating."""
-SAMPLE_SIZE: Final = 100
+NO_ROOM_BYTES: Final = 1 << 20
+"""A page of incidents takes about as much."""
 UNKNOWN_JOURNAL: Final = "check"
 """Stands in for the journal's id, which is only known once it is open."""
 
 CLOSE_SECONDS: Final = 2.0
 AGAIN: Final = "relay check"
-_VIEWS: Final[tuple[View, ...]] = get_args(View)
 # Why there was no answer: what is said of the host, and the cure.
 _UNREACHED: Final[Mapping[str, tuple[str, str]]] = {
     "dns": (
@@ -107,7 +106,7 @@ def _configuration(settings: Settings) -> list[CheckLine]:
 async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], str]:
     """Its lines, and its id if it could be opened."""
     path = settings.journal.path
-    if not path.exists():
+    if not _exists(path) and not _exists(path.with_name(f"{path.name}-wal")):
         return _new_journal(path, settings.journal.max_bytes), UNKNOWN_JOURNAL
     journal = make_journal(settings, clock=clock)
     try:
@@ -115,7 +114,9 @@ async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], s
         used = (await journal.use()).used_bytes
     except JournalLocked as error:
         holder = re.search(r"held by (.+?);", str(error))
-        text = f"{path.name} is held by a running relay, {holder[1] if holder else 'another process'}"
+        if holder is None:
+            return [_failed("journal", *_with_hint(str(error)))], UNKNOWN_JOURNAL
+        text = f"{path.name} is held by a running relay, {holder[1]}"
         return [CheckLine(outcome="ok", name="journal", text=text)], UNKNOWN_JOURNAL
     except JournalError as error:
         return [_failed("journal", *_with_hint(str(error)))], UNKNOWN_JOURNAL
@@ -123,7 +124,18 @@ async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], s
         await journal.close()
     text = f"{path.name} opens, is not locked, {_amount(used, of=settings.journal.max_bytes)}"
     line = CheckLine(outcome="ok", name="journal", text=text)
+    if used >= FULL_RATIO * settings.journal.max_bytes:
+        text = f"{path.name} is full, {_amount(used, of=settings.journal.max_bytes)}"
+        line = _failed("journal", text, "Bring back the sink that events wait for, or raise journal.max_bytes, then:")
     return [line, *_room(path, settings.journal.max_bytes)], journal.id
+
+
+def _exists(path: Path) -> bool:
+    """False as well where this user may not look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _new_journal(path: Path, max_bytes: int) -> list[CheckLine]:
@@ -136,8 +148,12 @@ def _new_journal(path: Path, max_bytes: int) -> list[CheckLine]:
 
 
 def _room(path: Path, max_bytes: int) -> list[CheckLine]:
-    """A warning when the volume is too small for the journal at its largest."""
-    room = shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
+    """A failure when nothing more fits on the volume, a warning when it is too small for the journal at its largest."""
+    free = shutil.disk_usage(path.parent).free
+    if free < NO_ROOM_BYTES:
+        text = f"no room is left on the volume of {path.name}, {_amount(free)} are free"
+        return [_failed("journal", text, "Make room there; a relay that waits for it goes on by itself. Then:")]
+    room = free + (path.stat().st_size if path.exists() else 0)
     if room >= ROOM_RATIO * max_bytes:
         return []
     text = (
@@ -172,6 +188,7 @@ class _Visit:
     done: list[str] = field(default_factory=list)
     bad_records: int = 0
     skew_seconds: float = 0.0
+    ways: dict[View, Way] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -194,41 +211,18 @@ class _Visit:
         rows = len(page.observed) + len(page.bad)
         size = f"one page of {number(rows)}" if rows else "an empty page"
         self.done.append(f"{size} in {self._seconds_since(began)}")
-        for view in _VIEWS:
-            await self._try_view(view, sorted(_times(page, view)))
-        self.done.append("keyset on both views")
+        for view in VIEWS:
+            self.ways[view] = await sound(self.client, view)
+        if all(way.mode == "keyset" for way in self.ways.values()):
+            self.done.append("keyset on both views")
 
-    async def _page(self, *, size: int, filter_text: str = "", order_by: str = "") -> DecodedPage:
-        answer = await self.client.list_incidents(
-            filter=filter_text, order_by=order_by, page_size=size, decode=decode_page
-        )
+    async def _page(self, *, size: int) -> DecodedPage:
+        answer = await self.client.list_incidents(filter="", order_by="", page_size=size, decode=decode_page)
         self.skew_seconds = answer.skew_seconds or 0.0
         return answer.content
 
-    async def _try_view(self, view: View, times: Sequence[Instant]) -> None:
-        """Asks for the later half of what the page showed: only rows can tell whether a filter was heeded."""
-        since = times[len(times) // 2] if times else self.clock.now()
-        since -= since % MILLISECOND
-        page = await self._page(
-            size=min(SAMPLE_SIZE, self.source.page_size),
-            filter_text=f'incident.{view} >= timestamp("{format_instant(since, digits=3)}")',
-            order_by=f"{view},uuid",
-        )
-        shown = _times(page, view)
-        if any(time < since - SECOND for time in shown):
-            raise QueryRefused(f"the filter on {view} was ignored", status=200)
-        if shown != sorted(shown):
-            raise QueryRefused(f"the order by {view} was ignored", status=200)
-
     def _seconds_since(self, began: float) -> str:
         return f"{self.clock.monotonic() - began:.1f} s"
-
-
-def _times(page: DecodedPage, view: View) -> list[Instant]:
-    """The times by which the view is ordered, of the rows that show one."""
-    if view == "update_time":
-        return [incident.updated for incident in page.observed if incident.updated_shown]
-    return [incident.created for incident in page.observed if incident.created_shown]
 
 
 async def _sources(settings: Settings, clock: Clock) -> list[CheckLine]:
@@ -270,6 +264,9 @@ async def _source(
 
 
 def _visited(visit: _Visit) -> CheckLine:
+    lesser = [(view, way) for view, way in visit.ways.items() if way.mode != "keyset"]
+    if lesser:
+        return _read_in_a_lesser_way(visit, lesser)
     text = "; ".join(visit.done)
     if not visit.bad_records:
         return CheckLine(outcome="ok", name=visit.name, text=text)
@@ -279,6 +276,24 @@ def _visited(visit: _Visit) -> CheckLine:
         name=visit.name,
         text=f"{text}; {count(visit.bad_records, 'record')} of the page {verb} not readable",
         cure="All other records are read; such a one is kept as a dead letter.",
+    )
+
+
+def _read_in_a_lesser_way(visit: _Visit, lesser: Sequence[tuple[View, Way]]) -> CheckLine:
+    """A warning: it works, at a cost."""
+    worst = next((way for _, way in lesser if way.mode == "scan"), lesser[0][1])
+    views = " and ".join(view for view, way in lesser if way.mode == worst.mode)
+    problem = (
+        f"{worst.reason.replace('the filter', f'the filter on {views}').replace('the order', f'the order by {views}')}"
+    )
+    cost = (
+        "each poll reads all incidents, and comes less often" if worst.mode == "scan" else "each poll reads more pages"
+    )
+    return CheckLine(
+        outcome="warn",
+        name=visit.name,
+        text="; ".join([*visit.done, f"{problem}; reads {worst.mode} instead"]),
+        cure=f"Nothing is lost; {cost}. The better way is tried again hourly.",
     )
 
 
@@ -296,9 +311,6 @@ def _diagnosis(visit: _Visit, error: SourceError | TimeoutError) -> tuple[str, s
         return _login_refused(visit, error)
     if isinstance(error, AccessDenied):
         return f"the incidents were refused with {error.status}", _DENIED.get(error.status or 0, _HOSTS)
-    if isinstance(error, QueryRefused):
-        text = str(error) if error.status == 200 else f"the filter and order of a poll were refused with {error.status}"
-        return text, f"Polls need them. {_HOSTS}"
     if isinstance(error, BadAnswer):
         return f"{visit.host} answered what cannot be used: {error}", _HOSTS
     answered = f"answered {error.status}" if error.status else "did not answer"

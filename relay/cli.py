@@ -36,6 +36,8 @@ app = typer.Typer(
 )
 incidents = typer.Typer(help="Ask the API by hand.", no_args_is_help=True)
 app.add_typer(incidents, name="incidents")
+sources = typer.Typer(help="Look after the sources.", no_args_is_help=True)
+app.add_typer(sources, name="sources")
 
 ConfigOption = Annotated[
     Path | None,
@@ -170,15 +172,12 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def _ask_running(settings: "Settings") -> dict[str, Any]:
-    import httpx
+    from relay.control import ask_running
 
-    path = settings.admin_socket_path
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=10) as client:
-            answer = client.get("http://relay/api/status").raise_for_status()
-    except httpx.HTTPError:
+    document = ask_running(settings.admin_socket_path, "GET", "/api/status")
+    if document is None:
+        path = settings.admin_socket_path
         _fail(f"no relay answers on {path}: start one with `relay run`, with the same configuration", 1)
-    document: dict[str, Any] = answer.json()
     return document
 
 
@@ -305,6 +304,15 @@ def _one_source(settings: "Settings", name: str | None) -> str:
     if name is not None and name not in settings.sources:
         raise ConfigError(f"there is no source {name}: use one of {known}")
     return name or next(iter(settings.sources))
+
+
+@sources.command("accept-missing")
+def accept_missing(label: str, config: ConfigOption = None) -> None:
+    """Let the next sweep report any number of incidents as missing: they were deleted, and no right was lost."""
+    from relay.clock import SystemClock
+    from relay.control import accept_missing as accept
+
+    typer.echo(asyncio.run(accept(_settings(config), label, clock=SystemClock())))
 
 
 @app.command()

@@ -42,6 +42,7 @@ DIGEST_VERSION = max(TRACKED)
 LONG_TEXT_BYTES = 1024
 """Longer strings are kept in the ledger, and shown in `previous`, by their length and hash alone."""
 
+_ABRIDGED_KEYS: Final = {"truncated", "bytes", "sha256"}
 _DEFAULTS: Final[Mapping[str, str]] = {
     "status": "INCIDENT_STATUS_UNSPECIFIED",
     "severity": "INCIDENT_SEVERITY_LEVEL_UNSPECIFIED",
@@ -159,6 +160,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One version of one incident, on its way to every sink.
 
     `changed` is None when the past is unread. `incident` is the API's JSON. `severity` is the raw enum value.
+    `enriched`: whether the incident was asked for by itself, with all its fields; None when that is not wanted.
     """
 
     id: str
@@ -173,6 +175,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     changed: list[str] | None
     previous: dict[str, Any] | None
     incident: bytes
+    enriched: bool | None = None
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,7 +267,7 @@ def _abridged(value: Any) -> Any:
 
 def _shown(value: Any) -> Any:
     """A kept value as `previous` shows it."""
-    if isinstance(value, dict) and value.get("truncated") is True:
+    if isinstance(value, dict) and value.keys() == _ABRIDGED_KEYS:
         return {"truncated": True, "bytes": value["bytes"]}
     return value
 
@@ -281,15 +284,16 @@ def tracked(known: Known) -> dict[str, Any]:
     return {name: _shown(value) for name, value in zip(TRACKED[known.digest_version], values, strict=True)}
 
 
-def diff(known: Known | None, seen: Observed, *, scope: Scope, now: Instant) -> Diff:
+def diff(known: Known | None, seen: Observed, *, scope: Scope, now: Instant, proven: bool = False) -> Diff:
     """Compares one sight of an incident with what is known of it.
 
-    A later update time is a new version, an equal one with other content a silent change, an older one stale.
+    A later update time is a new version, an equal one with other content a silent change, an older one stale; unless it
+    is `proven` that the incident went back.
     """
     digest, fields = digest_of(seen.values)
     if known is None:
         return _first_sight(seen, digest, fields, scope=scope, now=now)
-    if seen.updated < known.updated:
+    if seen.updated < known.updated and not proven:
         return _STALE
     if known.gone:
         return _changed("restored", known, seen, digest, fields, scope=scope, now=now, changed=[], previous={})

@@ -13,11 +13,16 @@ from prometheus_client.registry import Collector
 
 from relay import __version__
 from relay.clock import SECOND, Clock, Instant
+from relay.errors import JOURNAL_REASONS
 from relay.incidents import KINDS, Event
 
 PollOutcome = Literal["complete", "failed"]
 DeliveryOutcome = Literal["delivered", "retried", "dead", "expired"]
 SinkState = Literal["ok", "failing", "paused", "parked", "disabled"]
+View = Literal["update_time", "create_time"]
+VIEWS: Final[tuple[View, ...]] = get_args(View)
+Mode = Literal["keyset", "ordered", "scan"]
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 STATES: Final[tuple[SinkState, ...]] = get_args(SinkState)
 LIVE_ORIGINS: Final = ("poll", "backfill")
 LAG_BUCKETS_SECONDS: Final = (0.5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 300, 600, 1800, 3600, 14_400, 86_400)
@@ -69,6 +74,12 @@ class Metrics:
         self.events = Counter(
             "relay_events", "Versions committed to the journal.", ["source", "kind", "origin"], registry=registry
         )
+        self.late_arrivals = Counter(
+            "relay_late_arrivals",
+            "Versions older than what was complete when they were met for the first time.",
+            ["source"],
+            registry=registry,
+        )
         self.silent_changes = Counter(
             "relay_silent_changes", "Changes that came without a new update time.", ["source"], registry=registry
         )
@@ -77,6 +88,18 @@ class Metrics:
         )
         self.ledger_incidents = Gauge(
             "relay_ledger_incidents", "Incidents that the ledger knows.", ["source"], registry=registry
+        )
+        self.source_mode = Gauge(
+            "relay_source_mode",
+            "1 for the mode in which the view is read.",
+            ["source", "view", "mode"],
+            registry=registry,
+        )
+        self.reconcile_suspended = Gauge(
+            "relay_reconcile_suspended",
+            "1 while more incidents are missing than is believed: none of them is emitted.",
+            ["source"],
+            registry=registry,
         )
         self.clock_skew = Gauge(
             "relay_clock_skew_seconds", "The server's clock less ours.", ["source"], registry=registry
@@ -154,8 +177,20 @@ class Metrics:
             "relay_tasks_held", "Sources and sinks that this process owns.", ["kind"], registry=registry
         )
         Gauge("relay_build_info", "The running version.", ["version"], registry=registry).labels(__version__).set(1)
-        for reason in ("journal_full", "journal_unavailable"):
+        self._stopped: dict[str, str] = {}
+        for reason in JOURNAL_REASONS:
             self.polling_stopped.labels(reason).set(0)
+            self.errors.labels("journal", reason)
+
+    def journal_failed(self, reason: str) -> None:
+        """A call to the journal failed for this reason."""
+        self.errors.labels("journal", reason).inc()
+
+    def waits_for_journal(self, who: str, reason: str) -> None:
+        """This reader waits for the journal, for this reason; an empty one: it goes on."""
+        self._stopped[who] = reason
+        for one in JOURNAL_REASONS:
+            self.polling_stopped.labels(one).set(one in self._stopped.values())
 
     def source(self, name: str) -> "SourceMetrics":
         """The metrics of one source, its counters at zero."""
@@ -179,6 +214,7 @@ class SourceMetrics:
                 metrics.events.labels(name, kind, origin)
         for counter in (
             metrics.incidents_fetched,
+            metrics.late_arrivals,
             metrics.silent_changes,
             metrics.stale_versions,
             metrics.api_backoff_total,
@@ -189,6 +225,9 @@ class SourceMetrics:
         metrics.errors.labels(f"source {name}", "bad_record")
         metrics.dead_letters.labels("source", name).set(0)
         metrics.api_backoff.labels(name).set(0)
+        metrics.reconcile_suspended.labels(name).set(0)
+        for view in VIEWS:
+            self.reads(view, "keyset")
 
     def read(self, incidents: int) -> None:
         """A page with so many incidents was read."""
@@ -200,8 +239,9 @@ class SourceMetrics:
         for (kind, origin), number in counted.items():
             self._metrics.events.labels(self._name, kind, origin).inc(number)
 
-    def noticed(self, *, stale: int, silent: int, bad: int) -> None:
-        """Older versions, changes without a new update time, unreadable records."""
+    def noticed(self, *, stale: int, silent: int, bad: int, late: int) -> None:
+        """Older versions, changes without a new update time, unreadable records, late arrivals."""
+        self._metrics.late_arrivals.labels(self._name).inc(late)
         self._metrics.stale_versions.labels(self._name).inc(stale)
         self._metrics.silent_changes.labels(self._name).inc(silent)
         self._metrics.errors.labels(f"source {self._name}", "bad_record").inc(bad)
@@ -209,6 +249,15 @@ class SourceMetrics:
     def skewed(self, seconds: float) -> None:
         """The server's clock less ours."""
         self._metrics.clock_skew.labels(self._name).set(seconds)
+
+    def reads(self, view: View, mode: Mode) -> None:
+        """The view is read in this mode from now on."""
+        for one in MODES:
+            self._metrics.source_mode.labels(self._name, view, one).set(one == mode)
+
+    def suspended(self, suspended: bool) -> None:
+        """More incidents are missing than is believed, or no longer."""
+        self._metrics.reconcile_suspended.labels(self._name).set(suspended)
 
     def complete_up_to(self, instant: Instant) -> None:
         """Every page up to there is committed."""
@@ -232,6 +281,10 @@ class SourceMetrics:
     def buried(self, total: int) -> None:
         """How many records could not be read and are kept."""
         self._metrics.dead_letters.labels("source", self._name).set(total)
+
+    def polls_every(self, seconds: float) -> None:
+        """The interval at which the source is polled at present."""
+        self._metrics.poll_interval.labels(self._name).set(seconds)
 
     def knows(self, incidents: int) -> None:
         """The size of the ledger."""
@@ -262,6 +315,7 @@ class SinkMetrics:
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._metrics = metrics
         self._name = name
+        self.journal_failed = metrics.journal_failed
         for outcome in get_args(DeliveryOutcome):
             metrics.deliveries.labels(name, outcome, "")
         for severity in ("UNSPECIFIED", "LOW", "MEDIUM", "HIGH"):

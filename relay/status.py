@@ -4,10 +4,10 @@ Its shape is `status.schema.json`, beside this file. Every sentence that page an
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from relay.clock import SECOND, Instant
 from relay.incidents import format_instant
@@ -15,6 +15,9 @@ from relay.words import count, moment, sentence, size, span
 
 SourceState = Literal["starting", "ok", "throttled", "failing", "refused", "stopped"]
 SinkState = Literal["ok", "failing", "paused", "parked", "disabled"]
+View = Literal["update_time", "create_time"]
+Mode = Literal["keyset", "ordered", "scan"]
+VIEWS: Final[tuple[View, ...]] = get_args(View)
 Needs = Literal["person", "wait"]
 CheckOutcome = Literal["ok", "warn", "fail", "skip"]
 
@@ -27,6 +30,56 @@ FILLING_RATIO: Final = 0.8
 FULL_RATIO: Final = 0.9
 LASTING_FAILURES: Final = 5
 """After so many failures in a row a person may want to look, although it still cures itself."""
+# Why polling stopped: what is so, what else that means, and the cure.
+_WAITING: Final = "Sending waits as well, for what was sent could not be noted. Nothing is lost."
+_STOPPED: Final[Mapping[str, tuple[str, str, str]]] = {
+    "journal_full": (
+        "the journal is full",
+        "Sending goes on. Nothing is lost.",
+        (
+            "{holder} Polling goes on by itself as soon as that shrinks; or raise journal.max_bytes and restart the "
+            "relay. To look again, run:"
+        ),
+    ),
+    "journal_disk_full": (
+        "the volume of the journal is full",
+        _WAITING,
+        "Make room on that volume, or enlarge it; polling and sending go on by themselves. To look again, run:",
+    ),
+    "journal_read_only": (
+        "the volume of the journal is read-only",
+        _WAITING,
+        (
+            "See in the log of the kernel why, and mount it writable; polling and sending go on by themselves. "
+            "To look again, run:"
+        ),
+    ),
+    "journal_missing": (
+        "the files of the journal are gone",
+        "Sending waits as well. Nothing is lost while the files exist.",
+        (
+            "Put back the files that were moved, or mount their volume; polling and sending go on by themselves. "
+            "A relay that is restarted uses what is there then. To look again, run:"
+        ),
+    ),
+    "journal_damaged": (
+        "the journal is damaged",
+        "Nothing is sent any more. The file is left as it is.",
+        (
+            "Stop the relay, move the damaged file and its -wal away together, put a backup in their place, and start "
+            "the relay; what has changed since that backup is read and sent again. To look at the file before, run:"
+        ),
+    ),
+    "journal_unavailable": (
+        "the journal cannot be written",
+        _WAITING,
+        (
+            "Give the journal a disk that can be written; polling goes on by itself at the first success. "
+            "To look again, run:"
+        ),
+    ),
+}
+_LESSER: Final = {"ordered": 1, "scan": 2}
 MAX_PROBLEMS: Final = 20
 MAX_ROWS: Final = 200
 TEXT_CHARACTERS: Final = 256
@@ -57,6 +110,27 @@ class PollFacts:
     pages: int
     incidents: int
     changes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayFacts:
+    """How one view is read. `reason` says why not `keyset`."""
+
+    mode: Mode = "keyset"
+    since: Instant | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepFacts:
+    """What the sweeps do and found. The counts are those of the last one; `suspended`: too many were missing."""
+
+    running: bool = False
+    finished: Instant | None = None
+    suspended: bool = False
+    late: int = 0
+    silent: int = 0
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +167,13 @@ class SourceFacts:
     dead_letters: int = 0
     """Records that could not be read."""
     dead_since: Instant | None = None
+    ways: Mapping[View, WayFacts] = field(default_factory=dict)
+    """How each view is read; what is not named is read by keyset."""
+    sweep: SweepFacts = field(default_factory=SweepFacts)
+
+    def way(self, view: View) -> WayFacts:
+        """How this view is read."""
+        return self.ways.get(view, WayFacts())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +218,8 @@ class RelayFacts:
     journal_filling_since: Instant | None = None
     """Since when more than FILLING_RATIO of the journal is in use."""
     polling_stopped_reason: str | None = None
+    polling_stopped_by: str = ""
+    """The metric label of that reason."""
     polling_stopped_since: Instant | None = None
     budget_requests_per_second: float = 0.0
     used_requests_per_second: float = 0.0
@@ -209,35 +292,27 @@ def find_problems(facts: RelayFacts) -> list[Problem]:
 def _journal_problems(facts: RelayFacts) -> Iterator[Problem]:
     ratio = facts.fill_ratio or 0.0
     if facts.polling_stopped_reason is not None:
-        yield _polling_stopped(facts, full=ratio >= FULL_RATIO)
+        by = facts.polling_stopped_by or ("journal_full" if ratio >= FULL_RATIO else "journal_unavailable")
+        yield _polling_stopped(facts, by)
     elif ratio >= FILLING_RATIO:
         yield _journal_filling(facts, ratio)
 
 
-def _polling_stopped(facts: RelayFacts, *, full: bool) -> Problem:
+def _polling_stopped(facts: RelayFacts, by: str) -> Problem:
     since = facts.polling_stopped_since or facts.started
     at = moment(since, facts.now)
-    if full:
-        cure = (
-            f"{_holder(facts.sinks)} Polling goes on by itself as soon as that shrinks; or raise journal.max_bytes and "
-            "restart the relay. To look again, run:"
-        )
-    else:
-        cure = (
-            "Give the journal a disk that can be written; polling goes on by itself at the first success. "
-            "To look again, run:"
-        )
+    is_so, effect, cure = _STOPPED.get(by, _STOPPED["journal_unavailable"])
     return Problem(
         scope="journal",
         name="journal",
         state="stopped",
         needs="person",
         since=since,
-        headline=f"Polling stopped at {at}: the journal {'is full' if full else 'cannot be written'}.",
+        headline=f"Polling stopped at {at}: {is_so}.",
         text=sentence(f"Polling stopped: {facts.polling_stopped_reason}"),
-        effect=f"No source has been read since {at}. {'Sending goes on. ' if full else ''}Nothing is lost.",
-        cure=cure,
-        command="relay status",
+        effect=f"No source has been read since {at}. {effect}",
+        cure=cure.format(holder=_holder(facts.sinks)),
+        command="relay check" if by == "journal_damaged" else "relay status",
     )
 
 
@@ -275,6 +350,8 @@ def _source_problems(facts: RelayFacts) -> Iterator[Problem]:
             yield _refused(source, facts)
         elif source.state in ("ok", "starting") and _is_overdue(source, facts.now):
             yield _overdue(source, facts)
+        if source.sweep.suspended:
+            yield _suspended(source, facts)
 
 
 def _throttled(source: SourceFacts, facts: RelayFacts) -> Problem:
@@ -333,6 +410,43 @@ def _refused(source: SourceFacts, facts: RelayFacts) -> Problem:
         effect=_unread(source, facts),
         cure=f"{hint}{what}, then run:",
         command="relay check",
+    )
+
+
+def _suspended(source: SourceFacts, facts: RelayFacts) -> Problem:
+    since = source.sweep.finished or facts.started
+    return Problem(
+        scope="source",
+        name=source.name,
+        state="suspended",
+        needs="person",
+        since=since,
+        headline=f"The sweep of {source.name} stopped at {moment(since, facts.now)}: too many incidents are missing.",
+        text=f"More than 1 % of the incidents of {source.name} are gone from the list: that is taken for lost rights "
+        "or another account, and none is reported missing.",
+        effect=f"Nothing is lost. Polling of {source.name} goes on; only disappearances are not reported.",
+        cure=f"Check the rights and the licence of the API user of {source.name}; the next sweep looks again. If the "
+        "incidents were deleted, run:",
+        command=f"relay sources accept-missing {source.name}",
+    )
+
+
+def read_note(source: SourceFacts, now: Instant) -> str:
+    """What a way of reading other than by keyset means, and what it costs; empty when there is nothing to say."""
+    worst = max((source.way(view) for view in VIEWS), key=lambda way: _LESSER.get(way.mode, 0))
+    if worst.mode == "keyset":
+        return ""
+    views = " and ".join(view for view in VIEWS if source.way(view).mode == worst.mode)
+    since = f" since {moment(worst.since, now)}" if worst.since is not None else ""
+    pages = f" The last poll read {count(source.poll.pages, 'page')}." if source.poll and source.poll.pages else ""
+    cost = (
+        "every poll reads all incidents, so polls may come less often"
+        if worst.mode == "scan"
+        else "each poll reads from the newest row back, without a filter"
+    )
+    return (
+        f"{source.name} is read {worst.mode}{since}: {worst.reason} ({views}). Nothing is lost; {cost}.{pages} "
+        "The better way is tried again hourly."
     )
 
 
@@ -615,7 +729,8 @@ def _source(source: SourceFacts, facts: RelayFacts, cure: dict[str, Any] | None)
         "region": source.region or None,
         "state": source.state,
         "state_since_time": _time(_since(source)),
-        "read_modes": {"update_time": "keyset", "create_time": "keyset"},
+        "read_modes": {view: source.way(view).mode for view in VIEWS},
+        "read_note": read_note(source, facts.now) or None,
         "poll_interval_seconds": source.poll_interval_seconds,
         "last_poll": _poll(source.poll),
         "last_successful_poll_time": _time(source.last_poll),
@@ -627,12 +742,12 @@ def _source(source: SourceFacts, facts: RelayFacts, cure: dict[str, Any] | None)
         "cure": cure,
         "backfill": _backfill(source),
         "sweep": {
-            "last_finished_time": None,
-            "running": False,
-            "suspended": False,
-            "late_arrivals": 0,
-            "silent_changes": 0,
-            "missing": 0,
+            "last_finished_time": _time(source.sweep.finished),
+            "running": source.sweep.running,
+            "suspended": source.sweep.suspended,
+            "late_arrivals": source.sweep.late,
+            "silent_changes": source.sweep.silent,
+            "missing": source.sweep.missing,
         },
         "ledger_incidents": source.ledger_incidents,
     }

@@ -1,13 +1,15 @@
 """Who runs what: a task polls a source, one reads its past, one delivers to a sink. Knows no signals, no servers."""
 
 import asyncio
-from typing import Literal
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
 
 import structlog
 
 from relay.clock import SECOND, Clock, Instant
 from relay.errors import (
     AccessDenied,
+    JournalDamaged,
     JournalError,
     JournalFull,
     LoginRefused,
@@ -15,17 +17,22 @@ from relay.errors import (
     SourceError,
 )
 from relay.eset.auth import Account
+from relay.eset.budget import RateBudget
 from relay.eset.client import EsetClient
-from relay.journal import Progress, SourceLease
+from relay.intake import PollReport
+from relay.journal import Progress, SourceLease, Way
 from relay.metrics import Metrics, SourceMetrics
-from relay.poller import Poller, PollReport
-from relay.status import PollFacts, SourceFacts, SourceState
+from relay.poller import Poller
+from relay.status import PollFacts, SourceFacts, SourceState, SweepFacts, WayFacts
 
 log = structlog.get_logger()
 
 REFUSED_SECONDS = 300.0
 """How long a source rests after 403, 404 or 501: asking again soon does not help, and hammering may hurt."""
 JOURNAL_RETRY_SECONDS = 5.0
+LAST_RETRY_SECONDS = 300.0
+SCAN_RATIO = 0.5
+"""The most of the rate that live polling may take where every poll reads everything."""
 
 
 class SourceTask:
@@ -39,6 +46,8 @@ class SourceTask:
         lease: SourceLease,
         account: Account,
         place: str,
+        reconcile_seconds: float,
+        budget: RateBudget,
         metrics: Metrics,
         counts: SourceMetrics,
         clock: Clock,
@@ -52,18 +61,23 @@ class SourceTask:
         self._failures = 0
         self._last_poll: Instant | None = None
         self._rests_until: Instant | None = None
+        self._stretched_until: Instant | None = None
+        self._sweep_asked = asyncio.Event()
         self._poller = poller
         self._client = client
         self._lease = lease
         self._account = account
         self._place = place
+        self._reconcile_seconds = reconcile_seconds
+        self._budget = budget
         self._all_metrics = metrics
         self._metrics = counts
         self._clock = clock
         self._log = log.bind(source=lease.name)
         self._tick = asyncio.Event()
         self._tick.set()
-        self._finishing = False
+        self._finished = asyncio.Event()
+        self._reading_waited = False
         self._patient = True
         self._incidents = 0
         self._dead = 0
@@ -76,7 +90,7 @@ class SourceTask:
 
     def finish(self) -> None:
         """Lets `run` return after the poll in hand."""
-        self._finishing = True
+        self._finished.set()
         self._tick.set()
 
     async def run(self) -> None:
@@ -84,9 +98,9 @@ class SourceTask:
         while True:
             await self._tick.wait()
             self._tick.clear()
-            if self._finishing:
+            if self._finished.is_set():
                 return
-            if self._rests_until is None or self._clock.now() >= self._rests_until:
+            if not self._resting():
                 await self.poll()
 
     async def once(self) -> bool:
@@ -97,6 +111,10 @@ class SourceTask:
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
+
+    def _resting(self) -> bool:
+        now = self._clock.now()
+        return any(until is not None and now < until for until in (self._rests_until, self._stretched_until))
 
     async def poll(self) -> bool:
         """One live poll; False when it failed."""
@@ -111,27 +129,96 @@ class SourceTask:
         self._metrics.polled("complete", seconds)
         self._metrics.knows(self._incidents)
         self._succeeded(report, seconds)
+        self._stretch(report, seconds)
         return True
 
-    async def backfill(self) -> None:
-        """Reads the past to its end, however often it fails on the way."""
+    def _stretch(self, report: PollReport, seconds: float) -> None:
+        """A source that can only be read as a whole takes at most half of the rate."""
+        interval = self.poll_interval_seconds
+        self._stretched_until = None
+        if any(way.mode == "scan" for way in self._poller.ways.values()):
+            needed = report.pages / (self._budget.requests_per_second * SCAN_RATIO)
+            if needed > interval:
+                interval = needed
+                self._stretched_until = self._clock.now() + int((needed - seconds) * SECOND)
+        self._metrics.polls_every(interval)
+
+    async def reconcile(self) -> None:
+        """Reads the past to its end, then compares everything with the ledger, again and again."""
+        await self._insist(self.backfill_once)
+        while True:
+            await self._until_sweep_is_due()
+            await self._insist(self.sweep_once)
+
+    async def _insist(self, work: Callable[[], Awaitable[bool]]) -> None:
+        """Until it succeeds, however often it fails on the way."""
         failures = 0
-        while not await self.backfill_once():
-            failures += 1
-            await self._clock.sleep(min(300.0, 2.0**failures))
+        while not await work():
+            failures = 0 if self._reading_waited else failures + 1
+            await self._clock.sleep(min(LAST_RETRY_SECONDS, 2.0**failures))
+        self._all_metrics.waits_for_journal(f"reconcile {self.name}", "")
+
+    async def _until_sweep_is_due(self) -> None:
+        progress = self._lease.progress
+        if progress is None or progress.sweep is not None or progress.swept is None:
+            return
+        due = progress.swept.finished + int(self._reconcile_seconds * SECOND)
+        seconds = min((due - self._clock.now()) / SECOND, self._reconcile_seconds)
+        waits = [
+            asyncio.create_task(self._clock.sleep(max(0.0, seconds)), name=f"wait for the sweep of {self.name}"),
+            asyncio.create_task(self._sweep_asked.wait(), name=f"wait to be asked to sweep {self.name}"),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._sweep_asked.clear()
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def sweep_once(self) -> bool:
+        """One whole sweep; False when it failed, and goes on from there the next time."""
+        try:
+            report = await self._poller.sweep()
+        except (SourceError, JournalError) as error:
+            await self._not_read(error, "sweep failed")
+            return False
+        self._log.info(
+            "sweep completed",
+            incidents=report.incidents,
+            events=report.events,
+            late=report.late,
+            silent=report.silent,
+            stale=report.stale,
+        )
+        return True
+
+    async def accept_missing(self) -> None:
+        """Begins a sweep that believes any number of disappearances. Raises JournalError."""
+        await self._poller.accept_missing()
+        self._sweep_asked.set()
 
     async def backfill_once(self) -> bool:
         """Reads the past to its end; False when that failed, and goes on from there the next time."""
         try:
             report = await self._poller.backfill()
         except (SourceError, JournalError) as error:
-            self._metrics.failed(error.reason)
-            self._log.warning("backfill failed", reason=error.reason, error=str(error))
-            await self._wait_for_room(error)
+            await self._not_read(error, "backfill failed")
             return False
         if report.pages:
             self._log.info("backfill completed", incidents=report.incidents, events=report.events)
         return True
+
+    async def _not_read(self, error: RelayError, event: str) -> None:
+        self._count(error)
+        self._log.warning(event, reason=error.reason, error=str(error))
+        self._reading_waited = await self._wait_for_room(error, f"reconcile {self.name}")
+
+    def _count(self, error: RelayError) -> None:
+        if isinstance(error, JournalError):
+            self._all_metrics.journal_failed(error.reason)
+        else:
+            self._metrics.failed(error.reason)
 
     def _succeeded(self, report: PollReport, seconds: float) -> None:
         self._last_poll = self._clock.now()
@@ -148,6 +235,7 @@ class SourceTask:
             changes=report.events,
         )
         self._rests_until = None
+        self._all_metrics.waits_for_journal(f"poll {self.name}", "")
         self._enter("ok")
         write = self._log.info if report.events or report.bad else self._log.debug
         write(
@@ -157,6 +245,7 @@ class SourceTask:
             events=report.events,
             stale=report.stale,
             silent=report.silent,
+            late=report.late,
             bad=report.bad,
             seconds=round(seconds, 3),
         )
@@ -175,7 +264,7 @@ class SourceTask:
             changes=0,
         )
         self._metrics.polled("failed", seconds)
-        self._metrics.failed(error.reason)
+        self._count(error)
         self._log.warning(event, reason=error.reason, error=self.error, failures=self._failures)
         if isinstance(error, LoginRefused):
             self._enter("refused")
@@ -186,20 +275,33 @@ class SourceTask:
             self._enter("stopped")
         else:
             self._enter("throttled" if error.reason == "throttled" else "failing")
-        await self._wait_for_room(error)
+        await self._wait_for_room(error, f"poll {self.name}")
 
-    async def _wait_for_room(self, error: RelayError) -> None:
-        """Only the journal stops polling: until there is room again, or the disk answers."""
-        if not isinstance(error, JournalError) or not self._patient:
-            return
-        stopped = self._all_metrics.polling_stopped.labels(error.reason)
-        stopped.set(1)
+    async def _wait_for_room(self, error: RelayError, who: str) -> bool:
+        """Only the journal stops polling: until there is room again, or the disk answers. False: it is not at fault.
+
+        A damaged one needs a person and a restart; until then nothing is tried.
+        """
+        stopped = isinstance(error, JournalError)
+        self._all_metrics.waits_for_journal(who, error.reason if stopped else "")
+        if not stopped or not self._patient:
+            return stopped
+        waits: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._finished.wait(), name=f"wait for the end of {self.name}")
+        ]
         if isinstance(error, JournalFull):
-            await self._lease.room()
-        else:
-            await self._clock.sleep(JOURNAL_RETRY_SECONDS)
-        stopped.set(0)
+            waits.append(asyncio.create_task(self._lease.room(), name=f"wait for room for {self.name}"))
+        elif not isinstance(error, JournalDamaged):
+            retry = self._clock.sleep(JOURNAL_RETRY_SECONDS)
+            waits.append(asyncio.create_task(retry, name=f"wait for the disk of {self.name}"))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
         self._tick.set()
+        return True
 
     async def report(self) -> None:
         """Brings the gauges up to date."""
@@ -235,11 +337,15 @@ class SourceTask:
             error_reason=self._error_reason,
             poll=self._last_ended,
             dead_letters=self._dead,
+            ways={view: _way_facts(way) for view, way in self._poller.ways.items()},
+            sweep=_sweep_facts(progress),
         )
 
     def _next_poll(self) -> Instant | None:
         if self._rests_until is not None:
             return self._rests_until
+        if self._stretched_until is not None:
+            return self._stretched_until
         return self._last_poll + int(self.poll_interval_seconds * SECOND) if self._last_poll else None
 
     def _throttled_until(self) -> Instant | None:
@@ -256,6 +362,22 @@ def _backfill_state(progress: Progress) -> Literal["not_wanted", "running", "don
     if not progress.backfill:
         return "not_wanted"
     return "done" if progress.backfill_done else "running"
+
+
+def _way_facts(way: Way) -> WayFacts:
+    return WayFacts(mode=way.mode, since=way.since, reason=way.reason)
+
+
+def _sweep_facts(progress: Progress) -> SweepFacts:
+    last = progress.swept
+    return SweepFacts(
+        running=progress.sweep is not None,
+        finished=last.finished if last else None,
+        suspended=bool(last and last.suspended),
+        late=last.late if last else 0,
+        silent=last.silent if last else 0,
+        missing=last.missing if last else 0,
+    )
 
 
 def _backfill_cursor(progress: Progress) -> Instant | None:

@@ -45,6 +45,7 @@ _LOOKS: Final[Mapping[str, tuple[str, str]]] = {
     "parked": ("■", ACT),
     "stopped": ("■", ACT),
     "refused": ("■", ACT),
+    "suspended": ("■", ACT),
     "blocked": ("■", ACT),
     "failed": ("■", ACT),
     "dead": ("×", ACT),
@@ -305,6 +306,9 @@ class _Page:
         names = ("source", "state", "read mode", "last poll", "complete up to", "lag", "backfill", "ledger")
         self._figures(names, rows, right={"lag", "ledger"}, wide_only={"read mode", "last poll", "ledger"})
         self._left_out(status["source_counts"]["total"] - len(rows), "source")
+        for source in status["sources"]:
+            if source["read_note"]:
+                self.paragraph(Text(inert(source["read_note"]), style=SOFT))
 
     def sinks(self, status: Document) -> None:
         """The table of sinks, and how many it leaves out."""

@@ -1,10 +1,13 @@
-"""What the relay shows over HTTP, read-only: health and metrics on TCP, the status on its Unix socket."""
+"""What the relay shows over HTTP: health, metrics and status; and the sockets that it listens on.
+
+TCP is read-only. Commands that change something come by the admin socket, see `relay.control`.
+"""
 
 import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -54,8 +57,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def application(relay: Shown) -> Starlette:
-    """`/livez`, `/readyz`, `/metrics`, `/api/status`."""
+def application(relay: Shown, *, commands: Sequence[Route] = ()) -> Starlette:
+    """`/livez`, `/readyz`, `/metrics`, `/api/status`; and `commands`, which belong on the admin socket alone."""
 
     async def livez(_request: Request) -> Response:
         ended = relay.ended_tasks()
@@ -89,6 +92,7 @@ def application(relay: Shown) -> Starlette:
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             Route("/api/status", status),
+            *commands,
         ]
     )
 

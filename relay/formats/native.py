@@ -16,7 +16,7 @@ _ROOM_PER_COUNT: Final = 24
 """Bytes that one entry of `event.truncated` takes beside its name."""
 
 
-class _About(msgspec.Struct, frozen=True, gc=False):
+class _About(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     id: str
     kind: Kind
     source: str
@@ -25,6 +25,7 @@ class _About(msgspec.Struct, frozen=True, gc=False):
     changed: list[str] | None
     previous: dict[str, Any] | None
     observedTime: str  # noqa: N815 - the name on the wire
+    enriched: bool | None = None
 
 
 class _Native(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +61,7 @@ def render(event: Event) -> bytes:
         event.changed,
         event.previous,
         _observed_time(event.observed),
+        event.enriched,
     )
     return _encode(_Native(about, msgspec.Raw(event.incident)))
 

@@ -16,15 +16,39 @@ View = Literal["update_time", "create_time"]
 """The time by which a pass reads: an incident that was never updated may have no update time."""
 
 
+Mode = Literal["keyset", "ordered", "scan"]
+"""How a view is read: by filter and order; by order alone, newest first; or all of it, in whatever order it comes."""
+
+FilterTimes = Literal["milliseconds", "offset", "seconds", "seconds_offset"]
+"""How a time is written in a filter, best first: `…00.123Z`, `…00.123+00:00`, `…00Z`, `…00+00:00`."""
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one view is read, and why not better. `tried` is when that was found out, None when it is only hoped.
+
+    `by_uuid`: rows of one time may be asked for in the order of their uuids. `since`: when the mode was entered.
+    """
+
+    mode: Mode = "keyset"
+    times: FilterTimes = "milliseconds"
+    by_uuid: bool = True
+    sure: bool = True
+    tried: Instant | None = None
+    since: Instant | None = None
+    reason: str = ""
+
+
 class PassState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where one reading of one view stands: resumed from `cursor` after a failure or a restart.
 
-    `until` is None before the first answer; the pass ends after the page that shows a later row. `first` is the first
-    time that was shown: where the pass really began.
+    `since` is where the pass began (None: at `cursor`); a way of reading that has to change begins there again. `until`
+    is None before the first answer; the pass ends after the page that shows a later row. `first` is the first time that
+    was shown.
     """
 
     view: View
     cursor: Instant
+    since: Instant | None = None
     first: Instant | None = None
     until: Instant | None = None
     done: bool = False
@@ -37,12 +61,50 @@ class PollState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     as_of: Instant | None = None
 
 
+class Absence(msgspec.Struct, frozen=True, array_like=True):
+    """An incident that the list no longer shows, as the ledger knew it then: what came later proves it wrong."""
+
+    uuid: str
+    sequence: int
+
+
+class SweepState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A sweep in hand.
+
+    `edge`: what was created before it is compared with the ledger. `complete_before`: what was updated before it and
+    is met for the first time came late. `limit`: how many may be missing before that is taken for a fault; None: any
+    number, a person said so. `absences` are kept up to one more than that.
+    """
+
+    began: Instant
+    reading: PassState
+    complete_before: Instant
+    edge: Instant
+    limit: int | None
+    absences: tuple[Absence, ...] = ()
+    late: int = 0
+    silent: int = 0
+    missing: int = 0
+
+
+class SweepResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the last sweep ended. `suspended`: more were missing than is believed; none was emitted."""
+
+    finished: Instant
+    incidents: int = 0
+    late: int = 0
+    silent: int = 0
+    missing: int = 0
+    suspended: bool = False
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known of one source beside its incidents; stored with every page.
 
     `identity` says which account and server this label belongs to, so that another tenant under an old label is
     noticed. `complete_up_to` is None until the first poll has read every page of both views. `backfill` holds the
-    passes that read the past; empty when none is wanted.
+    passes that read the past; empty when none is wanted. `ways` says how each view is read, `sweep` holds a sweep in
+    hand, `swept` how the last one ended; with `accept_missing` the next one believes any number of disappearances.
     """
 
     identity: str
@@ -51,6 +113,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     complete_up_to: Instant | None = None
     poll: PollState | None = None
     backfill: tuple[PassState, ...] = ()
+    ways: dict[View, Way] = {}
+    sweep: SweepState | None = None
+    swept: SweepResult | None = None
+    accept_missing: bool = False
 
     @property
     def backfill_done(self) -> bool:

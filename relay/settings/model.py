@@ -33,8 +33,6 @@ EMPTY = "is empty; write a value, or remove the key"
 # What the contract promises and this version cannot do yet: refused by name, instead of ignored. A key alone is refused
 # whatever its value; one with values is refused when it has one of them. Whoever builds a thing deletes its line.
 NOT_YET: Final[Mapping[str, tuple[str, ...]]] = {
-    "sources.*.enrich": ("true", "yes", "on", "1", "t", "y"),
-    "sources.*.reconcile_interval": (),
     "journal.kind": ("kafka",),
     "sinks.*.type": ("slack", "teams", "webhook"),
     "sinks.*.format": ("ocsf", "ecs"),
@@ -303,6 +301,8 @@ class Source(_Group):
     """How often changes are asked for. A minute is one request a minute and source when nothing happens."""
     lookback: Duration = timedelta(minutes=5)
     """How far each poll reaches back before what is complete, for incidents that ESET shows late."""
+    reconcile_interval: Annotated[Duration, _duration(timedelta(minutes=1))] = timedelta(hours=24)
+    """How often everything is compared with what is known: late arrivals, silent edits, disappearances of any age."""
     start_from: Annotated[Literal["all", "now"] | Instant, _parsed(parse_start)] = "all"
     """What is read on the first start: everything, nothing old, or what changed at or after a time."""
     page_size: Annotated[int, Field(ge=1, le=1000)] = 1000

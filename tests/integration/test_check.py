@@ -201,9 +201,6 @@ async def test_a_password_that_went_away(settings_of: Callable[..., Settings], t
         (Fault(effect="answer", on="list", status=500), " answered 500", "The relay tries again by itself."),
         (Fault(effect="answer", on="list", body="<html>"), " answered what cannot be used: ", "Let base_url and"),
         (Fault(effect="reset", on="list"), " cut the connection", "See whether a firewall"),
-        (Fault(effect="refuse_filter"), "; the filter and order of a poll were refused with 400", "Polls need them."),
-        (Fault(effect="ignore_filter"), "; the filter on update_time was ignored", "Polls need them."),
-        (Fault(effect="ignore_order"), "; the order by update_time was ignored", "Polls need them."),
     ],
 )
 async def test_what_eset_refuses_names_its_cure(
@@ -215,6 +212,36 @@ async def test_what_eset_refuses_names_its_cure(
     assert (line.outcome, line.command) == ("fail", "relay check")
     assert text in line.text
     assert line.cure.startswith(cure)
+
+
+@pytest.mark.parametrize(
+    ("fault", "text", "cost"),
+    [
+        (
+            Fault(effect="refuse_filter"),
+            "; the filter on update_time and create_time was refused with 400; reads ordered instead",
+            "each poll reads more pages",
+        ),
+        (
+            Fault(effect="ignore_filter"),
+            "; the filter on update_time and create_time was ignored; reads ordered instead",
+            "each poll reads more pages",
+        ),
+        (
+            Fault(effect="ignore_order"),
+            "; the order by update_time and create_time was ignored; reads scan instead",
+            "each poll reads all incidents",
+        ),
+    ],
+)
+async def test_a_query_that_does_not_work_is_named_with_what_it_costs(
+    simulator: Simulator, settings_of: Callable[..., Settings], fault: Fault, text: str, cost: str
+) -> None:
+    simulator.faults.inject(fault)
+    line = await source_line(settings_of())
+    assert line.outcome == "warn"
+    assert text in line.text
+    assert line.cure.startswith(f"Nothing is lost; {cost}")
 
 
 async def test_a_throttled_account_says_until_when(simulator: Simulator, settings_of: Callable[..., Settings]) -> None:

@@ -8,11 +8,13 @@ from relay.clock import Instant
 from relay.errors import QueryRefused, SourceUnavailable
 from relay.eset.budget import Lane
 from relay.eset.client import Answer
-from relay.incidents import Event
+from relay.eset.wire import decode_incident
+from relay.incidents import Event, Observed
 from relay.journal import Journal, SourceLease
 from relay.journal.sqlite import SqliteJournal
 from relay.metrics import Metrics
-from relay.poller import Poller, Sheet, StartFrom
+from relay.passes import Sheet
+from relay.poller import Poller, StartFrom
 from relay.simulator import Simulator, Tenant
 from relay.sinks import Delivery
 from tests.support.clock import FakeClock
@@ -22,14 +24,19 @@ USER = "acme"
 
 
 class InProcessApi:
-    """The list endpoint without a socket. `before` runs before each request, `fails` says which ones get no answer."""
+    """The incident endpoints without a socket.
+
+    `before` runs before each request, `fails` says which ones get no answer, `rewrite` makes another page of a page.
+    """
 
     def __init__(self, simulator: Simulator, clock: FakeClock, *, seconds_a_request: float = 0.05) -> None:
         self.clock = clock
         self.requests: list[dict[str, str]] = []
         self.before: Callable[[int], None] = lambda number: None
         self.fails: Callable[[int], bool] = lambda number: False
+        self.rewrite: Callable[[int, bytes], bytes] = lambda number, body: body
         self._caller = Caller(simulator, USER)
+        self.page = self._caller.page
         self._seconds = seconds_a_request
 
     async def list_incidents(
@@ -49,12 +56,28 @@ class InProcessApi:
         self.clock.advance(self._seconds)
         if self.fails(number):
             raise SourceUnavailable("no answer, as the test wanted", reason="timeout")
-        answer = self._caller.page(filter, order_by, page_size=page_size, page_token=page_token)
-        if answer.status != 200:
+        answer = self.page(filter, order_by, page_size=page_size, page_token=page_token)
+        if answer.status == 400 and (filter or order_by):
             raise QueryRefused(f"status {answer.status}: {answer.body!r}", status=answer.status)
+        if answer.status != 200:
+            raise SourceUnavailable(f"status {answer.status}: {answer.body!r}", status=answer.status)
         return Answer(
-            content=decode(answer.body), as_of=sent, until=self.clock.now(), skew_seconds=0.0, request_id=str(number)
+            content=decode(self.rewrite(number, answer.body)),
+            as_of=sent,
+            until=self.clock.now(),
+            skew_seconds=0.0,
+            request_id=str(number),
         )
+
+    async def get_incident(self, uuid: str, *, lane: Lane = "live") -> Observed | None:
+        number = len(self.requests)
+        self.requests.append({"filter": "", "order_by": "", "page_token": "", "lane": lane, "uuid": uuid})
+        self.before(number)
+        self.clock.advance(self._seconds)
+        if self.fails(number):
+            raise SourceUnavailable("no answer, as the test wanted", reason="timeout")
+        answer = self._caller.ask(f"/v2/incidents/{uuid}")
+        return decode_incident(answer.body) if answer.status == 200 else None
 
 
 class Bench:
@@ -72,7 +95,14 @@ class Bench:
     def tenant(self) -> Tenant:
         return self.simulator.tenants[USER]
 
-    def poller(self, *, start_from: StartFrom = "all", lookback_seconds: float = 300, page_size: int = 1000) -> Poller:
+    def poller(
+        self,
+        *,
+        start_from: StartFrom = "all",
+        lookback_seconds: float = 300,
+        page_size: int = 1000,
+        enrich: bool = False,
+    ) -> Poller:
         return Poller(
             identity="test",
             api=self.api,
@@ -80,6 +110,7 @@ class Bench:
             start_from=start_from,
             lookback_seconds=lookback_seconds,
             page_size=page_size,
+            enrich=enrich,
             clock=self.clock,
             observer=self.metrics.source(self.lease.name),
         )
@@ -103,6 +134,7 @@ async def make_bench(
 ) -> AsyncIterator[Bench]:
     clock = FakeClock()
     simulator = Simulator(clock, seed=seed)
+    simulator.settings.token_lifetime_seconds = 1e9
     simulator.add_tenant(USER, "password", incidents=incidents, spread_seconds=spread_seconds)
     journal = SqliteJournal(folder / "relay.db", max_bytes=1 << 30, retention_seconds=1e9, clock=clock)
     await journal.open()
