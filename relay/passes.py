@@ -271,13 +271,14 @@ class Reader:
 
     # -- the ladder -----------------------------------------------------------------------------------------------
 
-    async def climb(self, view: View, lane: Lane) -> None:
+    async def climb(self, view: View, lane: Lane, *, anew: bool = False) -> None:
         """Finds out what the server understands when that is unknown, or when a better way is worth another try.
 
+        `anew`: though it is known; rows that come in the right order by luck hide that an order is ignored since then.
         Raises SourceError when there is no answer at all.
         """
         way = self.ways[view]
-        if way.tried is not None:
+        if way.tried is not None and not anew:
             patience = TRY_AGAIN if way.sure else TRY_AGAIN_UNSURE
             if (way.mode == "keyset" and way.sure) or 0 <= self._clock.now() - way.tried < patience:
                 return

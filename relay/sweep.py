@@ -16,7 +16,7 @@ from relay.errors import BadAnswer, QueryRefused
 from relay.eset.budget import Lane
 from relay.intake import Intake, PollObserver, PollReport
 from relay.journal import Absence, PassState, Progress, SourceLease, SweepResult, SweepState
-from relay.passes import OVERLAP, IncidentApi, Reader, Step
+from relay.passes import OVERLAP, VIEWS, IncidentApi, Reader, Step
 
 log = structlog.get_logger()
 
@@ -53,7 +53,11 @@ class Sweep:
     async def run(self) -> PollReport:
         """One whole sweep, or the rest of one that was interrupted. Raises SourceError, JournalError."""
         report = PollReport()
-        state = self._intake.progress.sweep or await self._begin()
+        state = self._intake.progress.sweep
+        if state is None:
+            for view in VIEWS:
+                await self._reader.climb(view, LANE, anew=True)
+            state = await self._begin()
         while not state.reading.done:
             await self._reader.climb(VIEW, LANE)
             try:

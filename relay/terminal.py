@@ -307,8 +307,8 @@ class _Page:
         self._figures(names, rows, right={"lag", "ledger"}, wide_only={"read mode", "last poll", "ledger"})
         self._left_out(status["source_counts"]["total"] - len(rows), "source")
         for source in status["sources"]:
-            if source["read_note"]:
-                self.paragraph(Text(inert(source["read_note"]), style=SOFT))
+            if note := source.get("read_note"):
+                self.paragraph(Text(inert(note), style=SOFT))
 
     def sinks(self, status: Document) -> None:
         """The table of sinks, and how many it leaves out."""

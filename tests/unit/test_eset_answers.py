@@ -13,6 +13,7 @@ from relay.eset.answers import (
     is_throttling,
     one_line,
     retry_after_seconds,
+    server_time,
 )
 
 NOW = 1_780_000_000 * SECOND
@@ -111,3 +112,20 @@ def test_a_202_is_asked_for_again_after_1_2_4_seconds() -> None:
 def test_texts_of_others_become_one_short_line() -> None:
     assert one_line("a\r\nb\tc\x1b[31m\u202e  d") == "a b c [31m d"
     assert len(one_line("x" * 1000)) == 256
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(None, "", "yesterday", "0", "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"),
+        *("Mon, 01 Jan 0001 00:00:00 GMT", "Thu, 28 May 2026 99:99:99 GMT", "Thu, 28 May 2026 20:26:40 +9999"),
+    ],
+)
+def test_date_that_is_nonsense_says_nothing(header: str | None) -> None:
+    assert server_time(header) is None
+
+
+@pytest.mark.parametrize("skew_seconds", [-3600, 0, 3600])
+def test_date_of_a_clock_that_is_off_says_so(skew_seconds: int) -> None:
+    seconds = NOW // SECOND + skew_seconds
+    assert server_time(formatdate(seconds, usegmt=True)) == seconds * SECOND

@@ -155,6 +155,60 @@ async def test_token_endpoint_may_answer_202_and_be_slow_or_broken() -> None:
     assert len({request.content for request in bench.far.iam_requests}) == 1
 
 
+ODD_LOGINS: list[tuple[Any, type[SourceError], str]] = [
+    (lambda: httpx.Response(202), SourceUnavailable, "unavailable"),
+    (lambda: httpx.Response(202, headers={"response-id": "r"}), SourceUnavailable, "pending"),
+    (lambda: httpx.Response(403, text="<html>"), LoginRefused, "login_refused"),
+    (lambda: httpx.Response(500), SourceUnavailable, "unavailable"),
+    (lambda: httpx.Response(504), SourceUnavailable, "expired"),
+    (lambda: httpx.Response(200, text="<html>log in</html>"), BadAnswer, "bad_answer"),
+    (lambda: httpx.Response(200, text="null"), BadAnswer, "bad_answer"),
+    (lambda: httpx.Response(200, text="[]"), BadAnswer, "bad_answer"),
+    (lambda: httpx.Response(200, text='{"access_token":"canary"'), BadAnswer, "bad_answer"),
+    (lambda: httpx.Response(200, content=b'{"access_token":"\xff"}'), BadAnswer, "bad_answer"),
+    (lambda: httpx.Response(200, text='{"new":' + "[" * 5000 + "]" * 5000 + "}"), BadAnswer, "bad_answer"),
+    (lambda: httpx.Response(429, headers={"retry-after": "3600"}), SourceUnavailable, "throttled"),
+]
+
+
+@pytest.mark.parametrize(("odd", "kind", "reason"), ODD_LOGINS)
+async def test_login_that_stays_odd_fails_by_its_name(odd: Any, kind: type[SourceError], reason: str) -> None:
+    bench = Bench()
+    bench.far.iam = [odd() for _ in range(40)]
+    with pytest.raises(SourceError) as caught:
+        await ask(bench)
+    assert (type(caught.value), caught.value.reason) == (kind, reason)
+    assert "canary" not in str(caught.value)
+    assert not bench.far.api_requests
+    bench.far.iam = []
+    bench.clock.advance(3600)
+    await ask(bench)
+
+
+async def test_expiry_beyond_every_number_is_none() -> None:
+    bench = Bench()
+    bench.far.iam = [httpx.Response(200, text='{"access_token":"canary-access-1","expires_in":' + "9" * 400 + "}")]
+    await ask(bench)
+    bench.clock.advance(1e6)
+    await ask(bench)
+    assert bench.far.grants() == ["password"]
+
+
+@pytest.mark.parametrize("password", ["&=+%", "%26%3D", "a b\tc", "ü☃😀", "\x00", "+" * 64, 'quote"\\'])
+async def test_odd_passwords_arrive_as_they_are(password: str) -> None:
+    bench = Bench(secret=lambda: password)
+    await bench.account.token()
+    sent = parse_qs(bench.far.iam_requests[0].content.decode("ascii"), strict_parsing=True)
+    assert sent["password"] == [password]
+
+
+async def test_password_that_is_no_text_is_a_refused_login_without_a_request() -> None:
+    bench = Bench(secret=lambda: "canary\udcff")
+    with pytest.raises(LoginRefused):
+        await ask(bench)
+    assert not bench.far.iam_requests
+
+
 # -- refused logins ---------------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,15 @@
 """Every row of the table of answers, end to end through the client, against a scripted far side."""
 
 import asyncio
+import html
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import httpx
 import pytest
+import structlog
 
 from relay import __version__
 from relay.clock import SECOND
@@ -90,7 +93,7 @@ async def test_without_a_date_times_are_those_of_our_clock() -> None:
     assert (found.as_of, found.until, found.skew_seconds) == (START, START, None)
 
 
-@pytest.mark.parametrize("skew", [-90, 0, 90])
+@pytest.mark.parametrize("skew", [-3600, -90, 0, 90, 3600])
 async def test_as_of_takes_the_earlier_clock_and_until_the_later(skew: int) -> None:
     bench = Bench()
     bench.far.api = [httpx.Response(200, json=EMPTY_PAGE, headers=date_header(START + skew * SECOND))]
@@ -98,6 +101,14 @@ async def test_as_of_takes_the_earlier_clock_and_until_the_later(skew: int) -> N
     assert found.as_of == START + min(skew, 0) * SECOND
     assert found.until == START + max(skew, 0) * SECOND
     assert found.skew_seconds == skew
+
+
+@pytest.mark.parametrize("date", ["nonsense", "Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_date_that_is_nonsense_leaves_the_times_to_our_clock(date: str) -> None:
+    bench = Bench()
+    bench.far.api = [httpx.Response(200, json=EMPTY_PAGE, headers={"date": date})]
+    found = await ask(bench)
+    assert (found.as_of, found.until, found.skew_seconds) == (START, START, None)
 
 
 async def test_as_of_goes_back_to_when_a_202_chain_began() -> None:
@@ -125,6 +136,27 @@ async def test_202_is_collected_with_its_response_id_by_the_same_request() -> No
     assert bench.far.response_ids() == ["", "r1", "r1", "r1"]
     assert len({request.url for request in bench.far.api_requests}) == 1
     assert bench.noted.throttles == [("202", 1), ("202", 2), ("202", 4)]
+
+
+async def test_response_id_that_changes_within_its_chain_is_followed() -> None:
+    bench = Bench()
+    bench.far.api = [pending("r1"), pending("r2"), pending("r3"), answer(404), pending("r4")]
+    await ask(bench)
+    assert bench.far.response_ids() == ["", "r1", "r2", "r3", "", "r4"]
+
+
+@pytest.mark.parametrize("odd", ["\xfc", "r\x01", ""])
+async def test_response_id_that_cannot_be_sent_back_is_none(odd: str) -> None:
+    bench = Bench()
+    bench.far.api = [httpx.Response(202, headers=[(b"response-id", odd.encode("latin-1"))])]
+    await ask(bench)
+    assert bench.far.response_ids() == ["", ""]
+
+
+async def test_202_for_ever_without_an_id_fails() -> None:
+    bench = Bench()
+    bench.far.api = [answer(202) for _ in range(4)]
+    assert (await failure(bench)).reason == "unavailable"
 
 
 async def test_response_id_is_forgotten_after_the_200() -> None:
@@ -206,6 +238,17 @@ async def test_401_with_a_token_that_can_be_replaced_is_no_failure(refusals: int
     assert bench.far.grants() == ["password", "refresh_token", "password"][: refusals + 1]
 
 
+async def test_token_revoked_amid_paging_costs_no_page() -> None:
+    bench = Bench()
+    more = [answer(200, json.dumps({"incidents": [RECORD], "nextPageToken": f"t{n}"})) for n in range(2)]
+    bench.far.api = [more[0], answer(401), more[1]]
+    for token in ("", "t0"):
+        await ask(bench, token=token)
+    tokens = [request.url.params.get("pageToken", "") for request in bench.far.api_requests]
+    assert tokens == ["", "t0", "t0"]
+    assert bench.far.grants() == ["password", "refresh_token"]
+
+
 async def test_400_may_be_the_authorization_and_is_tried_with_another_token() -> None:
     bench = Bench()
     bench.far.api = [answer(400)]
@@ -256,6 +299,54 @@ async def test_body_in_an_error_is_short_and_without_secrets() -> None:
     assert "canary" not in str(error)
     assert "*** *** ***" in str(error)
     assert len(str(error)) < 256 + 80
+
+
+@pytest.mark.parametrize("spelled", ["json", "html", "url", "form", "go"])
+async def test_secrets_are_found_in_an_error_however_they_are_escaped(spelled: str) -> None:
+    bench = Bench()
+    spellings = {
+        "json": json.dumps(PASSWORD),
+        "html": html.escape(PASSWORD),
+        "url": quote(PASSWORD, safe=""),
+        "form": quote_plus(PASSWORD),
+        "go": json.dumps(PASSWORD).replace("&", "\\u0026"),
+    }
+    bench.far.api = [answer(403, f"<p>{spellings[spelled]}</p>", request_id=quote_plus(PASSWORD))]
+    error = await failure(bench)
+    assert "canary" not in str(error)
+    assert "<p>" in str(error)
+
+
+async def test_echoed_request_id_and_credentials_of_a_proxy_are_masked() -> None:
+    bench = Bench()
+    echo = "Proxy-Authorization: Basic Y2FuYXJ5OmNhbmFyeQ== needs basic authentication"
+    bench.far.api = [answer(407, echo, request_id="canary-access-1")]
+    with structlog.testing.capture_logs() as lines:
+        error = await failure(bench)
+    assert "Basic *** needs basic authentication" in str(error)
+    assert "canary" not in str(error) + str(lines)
+    assert "Y2Fu" not in str(error)
+
+
+async def test_our_tokens_are_masked_in_records_before_anything_is_made_of_them() -> None:
+    """A gateway that mirrors requests must not bring a live token into dead letters or to sinks."""
+    bench = Bench()
+    echo = "Bearer canary-access-1, canary-refresh-1"
+    records = [RECORD | {"displayName": echo}, {"displayName": echo}]
+    bench.far.api = [answer(200, json.dumps({"incidents": records}))]
+    found = (await ask(bench)).content
+    assert found.observed[0].values[4] == "Bearer ***, ***"
+    assert found.bad[0].raw == b'{"displayName":"Bearer ***, ***"}'
+    bench.far.api = [answer(200, json.dumps({"incident": records[0]}))]
+    single = await bench.client.get_incident("u/1")
+    assert single is not None
+    assert b"canary" not in single.raw
+
+
+async def test_page_token_too_long_for_a_url_is_a_bad_answer_without_a_request() -> None:
+    bench = Bench()
+    assert isinstance(await failure(bench, token="t" * 70_000), BadAnswer)
+    assert not bench.far.api_requests
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -489,3 +580,30 @@ async def test_get_denied_is_not_gone() -> None:
     bench.far.api = [answer(403)]
     with pytest.raises(AccessDenied):
         await bench.client.get_incident("u1")
+
+
+async def test_get_brings_what_is_newer_than_the_list() -> None:
+    bench = Bench()
+    newer = RECORD | {"updateTime": "2026-02-02T00:00:00Z", "status": "INCIDENT_STATUS_CLOSED"}
+    bench.far.api = [answer(200, json.dumps({"incidents": [RECORD]})), answer(200, json.dumps({"incident": newer}))]
+    (listed,) = (await ask(bench)).content.observed
+    single = await bench.client.get_incident("u/1")
+    assert single is not None
+    assert single.updated > listed.updated
+
+
+async def test_get_that_is_slow_is_collected() -> None:
+    bench = Bench()
+    bench.far.api = [httpx.ReadTimeout("x"), pending(), pending(), answer(200, json.dumps({"incident": RECORD}))]
+    assert await bench.client.get_incident("u/1") is not None
+    assert bench.far.response_ids() == ["", "", "r1", "r1"]
+
+
+@pytest.mark.parametrize(
+    "body", ["null", "[]", "<html>", '{"incident":{"uuid":"u/1"}}', '{"incident":', '{"incident":' + "[" * 5000]
+)
+async def test_get_that_cannot_be_read_is_a_bad_answer_and_not_gone(body: str) -> None:
+    bench = Bench()
+    bench.far.api = [answer(200, body) for _ in range(4)]
+    with pytest.raises(BadAnswer):
+        await bench.client.get_incident("u/1")

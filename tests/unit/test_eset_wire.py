@@ -59,7 +59,7 @@ def test_object_without_incidents_is_an_empty_page(body: bytes) -> None:
         b'{"incidents":{}}',
         b'{"incidents":[]} trailing',
         b'{"nextPageToken":3}',
-        b'{"incidents":[' + b"[" * 5000 + b"]" * 5000 + b"]}",
+        b'{"incidents":[' + b"[" * 5000,
         b'{"code":16,"message":"unauthenticated"}',
         b'{"error":"internal"}',
         b'{"message":"no"}',
@@ -88,14 +88,54 @@ def test_what_is_no_page_is_a_bad_answer(body: bytes) -> None:
         incident(updateTime="yesterday"),
         incident(updateTime=1767225600),
         incident(createTime="2026-13-01T00:00:00Z"),
+        incident(createTime="0001-01-01T00:00:00Z"),
+        incident(updateTime="1969-12-31T23:59:59.999999999Z"),
+        incident(updateTime="2262-04-11T23:47:16.854775808Z"),
+        incident(updateTime="9999-12-31T23:59:60-23:59"),
+        incident(updateTime="10000-01-01T00:00:00Z"),
+        incident(uuid="u" * 1025),
     ],
-    ids=repr,
+    ids=lambda record: repr(record)[:120],
 )
 def test_one_bad_record_is_kept_and_the_rest_goes_on(record: Any) -> None:
     found = page(incident(uuid="before"), record, incident(uuid="after"))
     assert [row.uuid for row in found.observed] == ["before", "after"]
     assert json.loads(found.bad[0].raw) == record
     assert found.bad[0].reason
+
+
+@pytest.mark.parametrize("depth", [101, 500, 960, 1000, 5000, 100_000])
+@pytest.mark.parametrize("opened", ["[", '{"a":'])
+def test_record_nested_too_deeply_is_kept_and_the_rest_goes_on(depth: int, opened: str) -> None:
+    """Whatever reads an event after us recurses as well, and not always from so shallow a stack."""
+    nested = (opened * depth + "1" + ("]" if opened == "[" else "}") * depth).encode()
+    good = json.dumps(incident(uuid="good")).encode()
+    found = decode_page(b'{"incidents":[{"uuid":"deep","new":' + nested + b"}," + good + b'],"new":' + nested + b"}")
+    assert [row.uuid for row in found.observed] == ["good"]
+    assert found.bad[0].reason == "nested more than 100 deep"
+    assert found.bad[0].raw.startswith(b'{"uuid":"deep","new":' + opened.encode() * 90)
+    assert len(found.bad[0].raw) <= MAX_BAD_RECORD_BYTES
+
+
+def test_brackets_within_texts_and_side_by_side_are_not_deep() -> None:
+    record = incident(displayName="[" * 500 + '\\"{' * 50, tags=[[] for _ in range(500)])
+    (row,) = page(record).observed
+    assert json.loads(row.raw) == record
+
+
+@pytest.mark.parametrize("time", ["1970-01-01T00:00:00Z", "2262-04-11T23:47:16.854775807Z", "2026-12-31T23:59:60Z"])
+def test_times_that_a_ledger_can_hold_are_taken(time: str) -> None:
+    assert page(incident(createTime=time, updateTime=time)).observed
+
+
+@pytest.mark.parametrize("odd", [b"1e400", b"9" * 5000, b"null", b'"text"', b"[{}]"])
+def test_odd_values_beside_the_incidents_cost_no_page(odd: bytes) -> None:
+    record = json.dumps(incident()).encode()
+    assert decode_page(b'{"incidents":[' + record + b'],"code":' + odd + b',"new":' + odd + b"}").observed
+
+
+def test_more_records_than_asked_for_are_all_read() -> None:
+    assert len(page(*(incident(uuid=f"u{n}") for n in range(3000))).observed) == 3000
 
 
 def test_bad_record_is_bounded() -> None:

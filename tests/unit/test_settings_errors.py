@@ -271,6 +271,11 @@ CASES = [
     case("page_size 0", source(page_size="0"), "relay.yaml:1: sources.acme.page_size is too small; at least 1"),
     case("page_size 1001", source(page_size="1001"), "relay.yaml:1: sources.acme.page_size is too large; at most 1000"),
     case("page_size is a text", source(page_size="many"), "relay.yaml:1: sources.acme.page_size is not a whole number"),
+    case(
+        "reconcile_interval",
+        source(reconcile_interval="1s"),
+        "relay.yaml:1: sources.acme.reconcile_interval is too small; at least 1m",
+    ),
     case("enrich", source(enrich="perhaps"), "relay.yaml:1: sources.acme.enrich is neither true nor false"),
     case(
         "link without uuid",
@@ -531,16 +536,6 @@ CASES = [
     ),
     # Not available yet
     case(
-        "enrich: true",
-        source(enrich="yes"),
-        "relay.yaml:1: sources.acme.enrich yes is not available yet in this version; remove it",
-    ),
-    case(
-        "reconcile_interval",
-        source(reconcile_interval="24h"),
-        "relay.yaml:1: sources.acme.reconcile_interval is not available yet in this version; remove it",
-    ),
-    case(
         "journal on kafka",
         SOURCE + SINK + "journal: {kind: kafka, partitions: 16}\n",
         "relay.yaml:3: journal.kind kafka is not available yet in this version; use sqlite",
@@ -613,14 +608,14 @@ def test_everything_not_yet_available_has_a_case() -> None:
     for pattern, values in NOT_YET.items():
         key = pattern.rsplit(".", 1)[-1]
         assert f".{key} " in said
-        assert not values or key == "enrich" or all(f"{key} {value} " in said for value in values)
+        assert not values or all(f"{key} {value} " in said for value in values)
 
 
 def test_all_mistakes_are_said_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = """
 sources:
   acme: {region: eu, username: u, pasword: hunter2, poll_interval: 60}
-  globex: {base_url: https://a.example, username: u, password: x, enrich: true}
+  globex: {base_url: https://a.example, username: u, password: x}
 sinks:
   siem: {type: kafka, topic: a, keep: 30d}
   soc: {type: slack, url: hunter2}
@@ -636,7 +631,6 @@ log: {}
         "relay.yaml:3: sources.acme.password is missing; write password_file, or password",
         "relay.yaml:3: sources.acme.pasword is unknown; did you mean sources.acme.password?",
         "relay.yaml:3: sources.acme.poll_interval has no unit; add one: ms, s, m, h or d, such as 30s",
-        "relay.yaml:4: sources.globex.enrich true is not available yet in this version; remove it",
         "relay.yaml:4: sources.globex.token_url is missing; it goes with base_url",
         "relay.yaml:6: sinks.siem.keep is longer than journal.retention; at most 7d, or raise that",
         "relay.yaml:7: sinks.soc.type slack is not available yet in this version; there are kafka, stdout and file",
