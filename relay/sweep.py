@@ -149,9 +149,9 @@ class Sweep:
         suspended = state.limit is not None and len(state.absences) > state.limit
         if suspended:
             log.error(
-                "sweep suspended: too many incidents are missing",
+                "sweep suspended",
                 source=self._lease.name,
-                more_than=state.limit,
+                missing_more_than=state.limit,
                 hint=f"if they are gone for good: relay sources accept-missing {self._lease.name}",
             )
         else:
