@@ -5,6 +5,7 @@ in the order of the journal, one at a time.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import structlog
 
 from relay.clock import SECOND, Clock, Instant
-from relay.endpoint import LAST_PROBE_SECONDS, Endpoint
-from relay.errors import ConfigError, Gone, JournalError, JournalUnavailable, Refused, SinkError, Unavailable
+from relay.endpoint import Endpoint
+from relay.errors import ConfigError, Gone, JournalDamaged, JournalError, LeaseLost, Refused, SinkError, Unavailable
 from relay.incidents import severity_name
 from relay.journal import Backlog, Claim, EndpointStatus, Outcome, OutcomeKind, SinkLease
 from relay.metrics import SinkMetrics
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 
 RECENT: Instant = 3600 * SECOND
 """The span over which the status counts deliveries."""
+LAST_RECORD_SECONDS = 10.0
+"""The longest between two tries to record what was acknowledged: nothing else is sent meanwhile."""
 DRAIN_TRIES = 3
 """How many failures in a row end the draining; what waits is durable."""
 
@@ -48,22 +51,48 @@ class Courier:
         self._next_try: Instant | None = None
         self._recent: deque[tuple[Instant, int]] = deque()
         self._dead = 0
+        self._backlog = Backlog(events=0, oldest=None)
+        self._journal_failures = 0
         self._draining = asyncio.Event()
         metrics.entered(self.endpoint.status.state)
 
     async def run(self) -> None:
-        """Delivers until `drain` was called and nothing is due; a far side that is down then gets a few tries."""
+        """Delivers until `drain` was called and nothing is due; a far side that is down then gets a few tries.
+
+        So does a journal that can't be used; one that is damaged gets none.
+        """
         while True:
             try:
                 if await self._step():
                     return
+                self._journal_failures = 0
             except SinkError as error:
                 await self._failed(error)
-            except JournalError as error:
-                self._log.warning("nothing could be claimed", error=str(error))
-                await self._pause(LAST_PROBE_SECONDS)
-            if self._draining.is_set() and self.endpoint.status.failures >= DRAIN_TRIES:
+            except JournalDamaged as error:
+                self._metrics.journal_failed(error.reason)
+                self._log.warning("nothing is sent any more", reason=error.reason, error=str(error))
+                await self._draining.wait()
                 return
+            except JournalError as error:
+                await self._journal_failed(error, "nothing could be claimed")
+            if self._draining.is_set() and self._failures >= DRAIN_TRIES:
+                return
+
+    @property
+    def _failures(self) -> int:
+        return max(self.endpoint.status.failures, self._journal_failures)
+
+    async def _journal_failed(self, error: JournalError, event: str) -> None:
+        """Counts, says so once, and waits: longer each time, and not for long while draining."""
+        self._journal_failures += 1
+        self._metrics.journal_failed(error.reason)
+        if self._journal_failures == 1:
+            self._log.warning(event, reason=error.reason, error=str(error))
+        seconds = min(LAST_RECORD_SECONDS, 2.0 ** (self._journal_failures - 1))
+        if self._draining.is_set():
+            await self._clock.sleep(min(1.0, seconds))
+        else:
+            await self._first(asyncio.create_task(self._clock.sleep(seconds), name=f"wait for the journal {self.name}"))
 
     def drain(self) -> None:
         """Lets `run` return once nothing is due any more."""
@@ -86,14 +115,16 @@ class Courier:
 
     async def report(self) -> None:
         """Brings the gauges up to date."""
-        backlog = await self._lease.backlog()
+        backlog = self._backlog = await self._lease.backlog()
         self._metrics.waits(backlog.events, backlog.oldest)
         self._dead = await self._lease.count_dead()
         self._metrics.buried(self._dead)
 
     async def facts(self) -> SinkFacts:
-        """What the status says of this sink."""
-        backlog = await self._lease.backlog()
+        """What the status says of this sink; what waits is as last seen when the journal can't be read."""
+        with contextlib.suppress(JournalError):
+            self._backlog = await self._lease.backlog()
+        backlog = self._backlog
         status = self.endpoint.status
         return SinkFacts(
             name=self.name,
@@ -194,17 +225,23 @@ class Courier:
             self._log.info("sink recovered", failures=self.endpoint.failures_before)
 
     async def _record(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
-        """Settles, however long the disk refuses: what was acknowledged must not be sent again for that."""
-        failures = 0
+        """Settles, however long the disk refuses: what was acknowledged must not be sent again for that.
+
+        Raises JournalError when there is no use in waiting: a damaged journal, a lost lease, the end of draining.
+        """
         while True:
             try:
                 await self._lease.settle(outcomes, endpoint, durable=not self._sink.atomic)
-            except JournalUnavailable as error:
-                failures += 1
-                if failures == 1:
-                    self._log.warning("outcomes could not be recorded", error=str(error))
-                await self._clock.sleep(min(LAST_PROBE_SECONDS, 2.0**failures))
+            except (JournalDamaged, LeaseLost):
+                raise
+            except JournalError as error:
+                await self._journal_failed(error, "outcomes could not be recorded")
+                if self._draining.is_set() and self._journal_failures >= DRAIN_TRIES:
+                    raise
             else:
+                if self._journal_failures:
+                    self._log.info("outcomes are recorded again", failures=self._journal_failures)
+                self._journal_failures = 0
                 return
 
     async def _bury(self, refused: Refused) -> None:
@@ -213,7 +250,7 @@ class Courier:
             [Outcome(positions=[at], kind="dead", reason=reason) for at, reason in refused.positions.items()]
         )
         self._metrics.settled("dead", refused.reason, len(refused.positions))
-        self._dead = await self._lease.count_dead()
+        self._dead += len(refused.positions)
         self._metrics.buried(self._dead)
         self._log.error("events became dead letters", events=len(refused.positions), reason=str(refused))
 

@@ -14,9 +14,14 @@ RelayError
 │   └── Gone                 the endpoint is gone for good: park the sink
 └── JournalError
     ├── JournalLocked        another process holds it
-    ├── JournalIncompatible  written by a newer relay, corrupted, or not a journal
+    ├── JournalIncompatible  written by a newer relay
+    │   ├── JournalMisplaced the path cannot hold a journal: fix the configuration, exit 2
+    │   └── JournalDamaged   never written again; a person restores a backup
     ├── JournalFull          polling waits for room; acknowledgements still fit
-    ├── JournalUnavailable   disk or broker trouble; nothing was written
+    ├── JournalUnavailable   disk or broker trouble; nothing was written, and it is tried again
+    │   ├── JournalDiskFull  its volume has no room left
+    │   ├── JournalReadOnly  its volume was mounted read-only
+    │   └── JournalMissing   its files were moved, deleted or replaced while it was open
     └── LeaseLost            somebody else owns this task now
 
 What is none of these is a bug and ends the process.
@@ -26,6 +31,7 @@ Messages are lower case and say what, which, and a hint. They never hold a secre
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 
 class RelayError(Exception):
@@ -137,9 +143,21 @@ class JournalLocked(JournalError):
 
 
 class JournalIncompatible(JournalError):
-    """The journal was written by a newer relay, is damaged, or is something else."""
+    """The journal cannot be used by this relay: trying again does not help."""
 
     reason = "journal_incompatible"
+
+
+class JournalMisplaced(JournalIncompatible, ConfigError):
+    """What the path names cannot be a journal: a folder, another program's database, a place where none can be made."""
+
+    reason = "journal_misplaced"
+
+
+class JournalDamaged(JournalIncompatible):
+    """The journal's content is not what was written. From then on it is neither read nor written."""
+
+    reason = "journal_damaged"
 
 
 class JournalFull(JournalError):
@@ -149,12 +167,45 @@ class JournalFull(JournalError):
 
 
 class JournalUnavailable(JournalError):
-    """The disk or the broker failed; nothing was written."""
+    """The disk or the broker failed; nothing was written, and trying again is right."""
 
     reason = "journal_unavailable"
+
+
+class JournalDiskFull(JournalUnavailable):
+    """The volume of the journal has no room left, though the journal itself is not full."""
+
+    reason = "journal_disk_full"
+
+
+class JournalReadOnly(JournalUnavailable):
+    """The volume of the journal takes no writes any more."""
+
+    reason = "journal_read_only"
+
+
+class JournalMissing(JournalUnavailable):
+    """The path does not name the journal that was opened any more: what is written now would be lost."""
+
+    reason = "journal_missing"
 
 
 class LeaseLost(JournalError):
     """This task belongs to somebody else now; whatever was not committed is theirs to do."""
 
     reason = "lease_lost"
+
+
+JOURNAL_REASONS: Final = (
+    "journal_damaged",
+    "journal_disk_full",
+    "journal_full",
+    "journal_incompatible",
+    "journal_locked",
+    "journal_misplaced",
+    "journal_missing",
+    "journal_read_only",
+    "journal_unavailable",
+    "lease_lost",
+)
+"""Every reason for which a journal may refuse, for metrics that start at zero."""

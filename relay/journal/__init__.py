@@ -137,25 +137,33 @@ EndpointState = Literal["ok", "failing", "paused", "parked", "disabled"]
 
 
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is remembered of a sink's far side across a restart."""
+    """What is remembered of a sink's far side across a restart.
+
+    `told`: the sink named in `notify` knows that this one is parked.
+    """
 
     state: EndpointState = "ok"
     since: Instant | None = None
     failures: int = 0
     paused_until: Instant | None = None
     reason: str = ""
+    told: bool = False
 
 
 OutcomeKind = Literal["done", "skipped", "superseded", "retry", "held", "dead"]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of claimed deliveries. `due` goes with retry, `reason` with retry and dead."""
+    """What became of claimed deliveries. `due` goes with retry, `reason` with retry and dead.
+
+    `attempts` is how often a delivery that is tried again counts as tried; None: once more than before.
+    """
 
     positions: Collection[int]
     kind: OutcomeKind
     due: Instant | None = None
     reason: str = ""
+    attempts: int | None = None
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +270,13 @@ class SinkLease(Protocol):
         Waits for work; without `wait` it may return nothing. `in_order`: a run of the journal without holes, several
         versions of one incident included; what is due again comes in batches of its own. Otherwise at most one
         unfinished delivery an incident.
+        """
+        ...
+
+    async def later_versions(self, deliveries: Sequence[Delivery]) -> dict[int, list[Delivery]]:
+        """Versions of the same incidents that wait behind these, by position; as far as events were looked at.
+
+        May be settled like claimed ones.
         """
         ...
 

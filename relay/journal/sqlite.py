@@ -5,11 +5,13 @@ WAL, synchronous FULL, exclusive lock; every method that writes is one transacti
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import socket
 import sqlite3
+import struct
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
@@ -25,10 +27,15 @@ import msgspec
 
 from relay.clock import SECOND, Clock, Instant
 from relay.errors import (
+    JournalDamaged,
+    JournalDiskFull,
     JournalError,
     JournalFull,
     JournalIncompatible,
     JournalLocked,
+    JournalMisplaced,
+    JournalMissing,
+    JournalReadOnly,
     JournalUnavailable,
 )
 from relay.formats import native
@@ -94,6 +101,8 @@ SHORT_RATIO: Final = 0.8
 """Above it delivered events go before their retention ends."""
 TAIL_BYTES: Final = 16 * 2**20
 """How much of what was committed last is kept at hand, so that sinks that keep up need not read it back."""
+VERIFIED_BYTES: Final = 2**30
+"""Files up to this size are looked through at every start, which takes a second or two; larger ones after damage."""
 _SLICE = 2_000
 """Events deleted in one transaction: a few milliseconds, so that nothing waits long behind it."""
 _LOCK_TRIES_SECONDS = 0.2
@@ -101,6 +110,15 @@ _EVENT_COLUMNS = "e.position, e.id, e.kind, s.name, e.origin, e.uuid, e.sequence
 _INCIDENT_COLUMNS = "i.uuid, i.created, i.updated, i.newest, i.sequence, i.digest, i.digest_version, i.fields, i.gone"
 _KNOWN_AT_ONCE = 2_000
 """Ledger rows read in one call: a few milliseconds, so that nothing waits long behind it."""
+_LOCKED_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_DAMAGED_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_FOUND_CHARACTERS = 120
+"""How much of what SQLite found wrong is shown."""
+_PROBE_BYTES = 4096
+_FLOCK = "hhqqi"
+"""struct flock of 64-bit Linux."""
+_SQLITE_LOCK_BYTES = (0x4000_0000, 512)
+"""Where SQLite's locks lie in a database file, and on how many bytes."""
 _ROWS_A_STATEMENT = 500
 """Rows in one INSERT: each statement lets go of Python's lock once, so fewer statements mean less waiting for it."""
 
@@ -150,11 +168,15 @@ class SqliteJournal:
         self._tail: deque[Delivery] = deque()
         self._tail_bytes = 0
         self._calls: dict[asyncio.Future[Any], float] = {}
+        self._max_pages = 0
+        self._files: tuple[tuple[int, int] | None, ...] = ()
+        self._damage: JournalDamaged | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Locks, verifies, migrates. Raises JournalLocked, JournalIncompatible, JournalUnavailable."""
+        self._require_place()
         self._take_lock()
         try:
             await self._in_thread(self._connect)
@@ -170,24 +192,51 @@ class SqliteJournal:
         self._thread.shutdown()
         self._release_lock()
 
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(f"{self.path.name}-wal")
+
+    @property
+    def _damage_mark(self) -> Path:
+        """Tells the next start that the whole file is to be looked through, however large it is."""
+        return self.path.with_name(f"{self.path.name}.damaged")
+
+    def _require_place(self) -> None:
+        """What can be told without opening the file. Raises JournalIncompatible, JournalUnavailable."""
+        try:
+            if self.path.is_dir():
+                raise JournalMisplaced(f"journal.path {self.path} is a folder; name a file in it")
+            if self.path.exists() and not self.path.is_file():
+                raise JournalMisplaced(f"journal.path {self.path} is not a regular file; name another one")
+            log_bytes = self._log.stat().st_size if self._log.exists() else 0
+            empty = not self.path.exists() or self.path.stat().st_size == 0
+        except OSError as exc:
+            raise self._refused(exc) from exc
+        if empty and log_bytes:  # SQLite would begin anew, and delete the log
+            raise self.damaged(f"it is empty or gone, but its log {self._log.name} is there")
+
     def _take_lock(self) -> None:
         """Names the holder to whoever comes second; SQLite's own exclusive lock stays the real guard."""
         try:
             descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
-            raise JournalUnavailable(
-                f"cannot write beside the journal {self.path}: {exc.strerror}; give the relay a writable folder"
-            ) from exc
+            raise self._refused(exc) from exc
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
             os.close(descriptor)
             raise JournalLocked(
                 f"the journal {self.path} is held by {holder or 'another process'}; stop that relay first"
             ) from exc
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except OSError as exc:
+            os.close(descriptor)
+            raise JournalUnavailable(
+                f"the journal {self.path} cannot be locked: {_words(exc)}; put it on a volume with file locks"
+            ) from exc
+        with contextlib.suppress(OSError):  # it only names us: a full disk is no reason to stay away
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._lock_file = descriptor
 
     def _release_lock(self) -> None:
@@ -197,33 +246,56 @@ class SqliteJournal:
 
     def _connect(self) -> None:
         new = not self.path.exists() or self.path.stat().st_size == 0
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCK_TRIES_SECONDS, cached_statements=64)
+        db: sqlite3.Connection | None = None
         try:
+            db = sqlite3.connect(self.path, isolation_level=None, timeout=_LOCK_TRIES_SECONDS, cached_statements=64)
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
             if new:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             else:
                 self._require_ours(db)
+                self._verify(db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -32768")
             db.execute("PRAGMA wal_autocheckpoint = 8000")
-            db.execute(f"PRAGMA max_page_count = {max(1, self._max_bytes // _pragma(db, 'page_size'))}")
             self._migrate(db)
+            self._max_pages = max(1, self._max_bytes // _pragma(db, "page_size"))
+            db.execute(f"PRAGMA max_page_count = {self._max_pages}")
             self.id = str(db.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
         except sqlite3.Error as exc:
-            db.close()
+            _abandon(db)
+            if _primary_code(exc) in _LOCKED_CODES:
+                raise JournalLocked(
+                    f"the journal {self.path} is locked by {_lock_holder(self.path)}, which is no relay; stop it first"
+                ) from exc
             raise self._mapped(exc) from exc
         except BaseException:
-            db.close()
+            _abandon(db)
             raise
         self._db = db
+        self._files = self._found_files()
 
     def _require_ours(self, db: sqlite3.Connection) -> None:
-        if _pragma(db, "application_id") != APPLICATION_ID:
-            raise JournalIncompatible(
-                f"{self.path} is a database, but not a journal of Incident Relay; name another journal.path"
-            )
+        """Raises JournalIncompatible for another program's database, and for ours with a damaged header."""
+        if _pragma(db, "application_id") == APPLICATION_ID:
+            return
+        ours = "SELECT count(*) FROM sqlite_schema WHERE name IN ('meta', 'incident', 'event', 'sink', 'pending')"
+        if db.execute(ours).fetchone()[0] == 5:
+            raise self.damaged("its header was overwritten")
+        raise JournalMisplaced(
+            f"{self.path} is a database, but not a journal of Incident Relay; name another journal.path"
+        )
+
+    def _verify(self, db: sqlite3.Connection) -> None:
+        """Looks through the file before anything is written into it. Raises JournalDamaged."""
+        if self.path.stat().st_size > VERIFIED_BYTES and not self._damage_mark.exists():
+            return
+        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise self.damaged(str(found))
+        with contextlib.suppress(OSError):  # a backup was restored, or what failed then was the reading
+            self._damage_mark.unlink(missing_ok=True)
 
     def _migrate(self, db: sqlite3.Connection) -> None:
         version = _pragma(db, "user_version")
@@ -239,7 +311,11 @@ class SqliteJournal:
         if version:
             copy = self.path.with_name(f"{self.path.name}.v{version}.bak")
             copy.unlink(missing_ok=True)
-            db.execute("VACUUM INTO ?", (str(copy),))
+            try:
+                db.execute("VACUUM INTO ?", (str(copy),))
+            except sqlite3.Error:
+                copy.unlink(missing_ok=True)  # half a copy must not pass for a backup
+                raise
         with _transaction(db):
             for script in MIGRATIONS[version:]:
                 for statement in filter(str.strip, script.split(";")):
@@ -249,8 +325,10 @@ class SqliteJournal:
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def _disconnect(self) -> None:
-        assert self._db is not None  # noqa: S101  # open() comes first
-        self._db.close()
+        if self._damage is not None:
+            _abandon(self._db)
+        elif self._db is not None:
+            self._db.close()
         self._db = None
 
     # -- calls --------------------------------------------------------------------------------------------------
@@ -279,19 +357,60 @@ class SqliteJournal:
         """
 
         def call() -> T:
+            if self._damage is not None:
+                raise self._damage
             db = self._db
             if db is None:
                 raise JournalUnavailable(f"the journal {self.path} is closed")
             try:
                 if not write:
                     return work(db)
+                self._require_in_place()
                 self._synchronize(db, durable=durable)
                 with _transaction(db):
                     return work(db)
             except sqlite3.Error as exc:
-                raise self._mapped(exc) from exc
+                if write and _primary_code(exc) == sqlite3.SQLITE_FULL and self._exceeds_limit(db, work):
+                    raise self.full(f"what comes next does not fit into max_bytes = {self._max_bytes}") from exc
+                error = self._mapped(exc)
+                if isinstance(error, JournalDamaged):
+                    self._disconnect()
+                raise error from exc
 
-        return await self._in_thread(call)
+        try:
+            return await self._in_thread(call)
+        except JournalDamaged:
+            self._roomy.set()  # nobody shall wait for room in it
+            raise
+
+    def _found_files(self) -> tuple[tuple[int, int] | None, ...]:
+        return _identity(self.path), _identity(self._log)
+
+    def _require_in_place(self) -> None:
+        """Raises JournalMissing when what would be written now would be in no file that a restart finds."""
+        if self._found_files() != self._files:
+            raise JournalMissing(
+                f"the journal {self.path} or its log {self._log.name} was moved, deleted or replaced while the relay "
+                "runs; put the same files back, or restart the relay to use what is there now"
+            )
+
+    def _exceeds_limit(self, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any]) -> bool:
+        """Tells max_bytes from the volume, for both are SQLITE_FULL: does the same work, but without the limit.
+
+        Nothing of it is kept.
+        """
+        try:
+            db.execute("PRAGMA max_page_count = 4294967294")
+            db.execute("BEGIN IMMEDIATE")
+            work(db)
+            return _pragma(db, "page_count") > self._max_pages
+        except (sqlite3.Error, JournalError):
+            return False
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                db.execute(f"PRAGMA max_page_count = {self._max_pages}")
 
     def _synchronize(self, db: sqlite3.Connection, *, durable: bool) -> None:
         if durable != self._durable:
@@ -299,18 +418,69 @@ class SqliteJournal:
             self._durable = durable
 
     def _mapped(self, exc: sqlite3.Error) -> JournalError:
-        code = getattr(exc, "sqlite_errorcode", None)
-        primary = code & 0xFF if code is not None else None
-        if primary in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        primary = _primary_code(exc)
+        if primary in _LOCKED_CODES:
             return JournalLocked(f"the journal {self.path} is locked by another process; stop it first")
-        if primary in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-            return JournalIncompatible(
-                f"the journal {self.path} is damaged or not a journal ({exc}); restore a backup, or move the file away "
-                "to start anew"
-            )
+        if primary in _DAMAGED_CODES or (primary is None and isinstance(exc, sqlite3.OperationalError)):
+            return self.damaged(str(exc))  # without a code: text that is none
         if primary == sqlite3.SQLITE_FULL:
-            return JournalUnavailable(f"no room to write the journal {self.path}: its volume or max_bytes is full")
-        return JournalUnavailable(f"the journal {self.path} could not be used: {exc}")
+            return self._refused(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        if (refused := _refusal(self.path)) is not None:
+            return self._refused(refused)
+        if primary == sqlite3.SQLITE_READONLY:
+            return self._refused(OSError(errno.EACCES, os.strerror(errno.EACCES)))
+        return JournalUnavailable(
+            f"the journal {self.path} could not be used: {exc}; look for a failing disk or a limit on the size of "
+            "files; the relay tries again by itself"
+        )
+
+    def _refused(self, exc: OSError) -> JournalError:
+        """What the operating system said of the file or its folder."""
+        if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return JournalDiskFull(
+                f"no room is left on the volume of the journal {self.path}: {_words(exc)}; make room there, the relay "
+                "goes on by itself"
+            )
+        if exc.errno == errno.EROFS:
+            return JournalReadOnly(
+                f"the volume of the journal {self.path} is read-only; mount it writable, the relay goes on by itself"
+            )
+        if exc.errno in {errno.EACCES, errno.EPERM}:
+            return JournalMisplaced(
+                f"this user may not write the journal {self.path} and beside it; give the relay a folder that it can "
+                "write, or name another journal.path"
+            )
+        if exc.errno in {errno.ENOENT, errno.ENOTDIR}:
+            return JournalMisplaced(
+                f"the folder of the journal {self.path} does not exist; make it, or name another journal.path"
+            )
+        return JournalUnavailable(
+            f"the journal {self.path} could not be used: {_words(exc)}; look at its volume, the relay tries again by "
+            "itself"
+        )
+
+    def damaged(self, found: str) -> JournalDamaged:
+        """What to raise when the content is not what was written; from now on it is neither read nor written."""
+        if self._damage is None:
+            backups = sorted(self.path.parent.glob(f"{self.path.name}.v*.bak"), key=lambda path: path.stat().st_mtime)
+            cure = f"restore {backups[-1].name}" if backups else "restore your latest backup (none lies beside it)"
+            text = " ".join(found.removeprefix("*** in database main ***").replace(";", ",").split())
+            self._damage = JournalDamaged(
+                f"the journal {self.path} is damaged ({text[:_FOUND_CHARACTERS]}) and is left as it is; stop the "
+                f"relay, move {self.path.name} and {self._log.name} away together, and {cure}; without one the relay "
+                "begins anew, and sends again what start_from covers"
+            )
+            with contextlib.suppress(OSError):
+                self._damage_mark.write_text(f"{text}\n")
+        return self._damage
+
+    def full(self, what: str) -> JournalFull:
+        """What to raise when changes no longer fit; `room` waits from now on."""
+        self._roomy.clear()
+        return JournalFull(
+            f"the journal {self.path} is full: {what}; bring back the sink that events wait for, or raise "
+            "journal.max_bytes"
+        )
 
     # -- leases -------------------------------------------------------------------------------------------------
 
@@ -325,7 +495,7 @@ class SqliteJournal:
             return row
 
         ident, progress = await self.run(work, write=True)
-        decoded = msgspec.json.decode(progress, type=Progress) if progress else None
+        decoded = self._decoded(progress, Progress) if progress else None
         return SqliteSourceLease(self, name, ident, decoded, self._clock)
 
     async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> "SqliteSinkLease":
@@ -337,17 +507,24 @@ class SqliteJournal:
             db.execute(
                 "INSERT INTO sink VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (name, first, keep_seconds, fresh)
             )
-            db.execute("UPDATE sink SET keep_seconds = ? WHERE name = ?", (keep_seconds, name))
+            # Only what differs is written: a restart on a full disk needs no room.
+            db.execute("UPDATE sink SET keep_seconds = ?1 WHERE name = ?2 AND keep_seconds <> ?1", (keep_seconds, name))
             position, endpoint = db.execute("SELECT position, endpoint FROM sink WHERE name = ?", (name,)).fetchone()
             return position, endpoint, _settled_above(db, name, position), _has_pending(db, name)
 
         position, endpoint, settled, pending = await self.run(work, write=True)
-        status = msgspec.json.decode(endpoint, type=EndpointStatus)
+        status = self._decoded(endpoint, EndpointStatus)
         lease = SqliteSinkLease(
             self, name, position=position, settled=settled, pending=pending, endpoint=status, clock=self._clock
         )
         self._sinks[name] = lease
         return lease
+
+    def _decoded(self, stored: bytes, type_: type[T]) -> T:
+        try:
+            return msgspec.json.decode(stored, type=type_)
+        except (msgspec.MsgspecError, TypeError) as exc:
+            raise self.damaged("a stored state cannot be read") from exc
 
     # -- space --------------------------------------------------------------------------------------------------
 
@@ -375,6 +552,10 @@ class SqliteJournal:
         self._tail_bytes += sum(len(delivery.body) for delivery in deliveries)
         while self._tail_bytes > TAIL_BYTES:
             self._tail_bytes -= len(self._tail.popleft().body)
+        self.wake_sinks()
+
+    def wake_sinks(self) -> None:
+        """There may be something to claim."""
         for lease in self._sinks.values():
             lease.wake()
 
@@ -388,11 +569,7 @@ class SqliteJournal:
     def require_room(self, db: sqlite3.Connection) -> None:
         """Raises JournalFull when changes no longer fit beside the acknowledgements."""
         if _used_bytes(db) >= FULL_RATIO * self._max_bytes:
-            self._roomy.clear()
-            raise JournalFull(
-                f"the journal {self.path} is full: {FULL_RATIO:.0%} of max_bytes = {self._max_bytes} is used by events "
-                "that wait for a sink; bring that sink back, or raise journal.max_bytes"
-            )
+            raise self.full(f"{FULL_RATIO:.0%} of max_bytes = {self._max_bytes} are in use")
 
     async def room(self) -> None:
         """Returns when a commit can succeed again; tend() is what makes room."""
@@ -513,6 +690,8 @@ class SqliteSourceLease:
         self._unsure = False
         self.progress = page.progress
         self._journal.committed(added)
+        if unsure:
+            self._journal.wake_sinks()  # what was found there already was announced to nobody
 
     def _not_yet_there(self, db: sqlite3.Connection, events: Sequence[Event]) -> list[Event]:
         """After a commit whose outcome is unknown: the events that the ledger does not have."""
@@ -695,6 +874,21 @@ class SqliteSinkLease:
                     break
         return chosen
 
+    async def later_versions(self, deliveries: Sequence[Delivery]) -> dict[int, list[Delivery]]:
+        """Versions of the same incidents that wait behind these, by position; see the contract."""
+        asked = {(one.source, one.uuid): one.position for one in deliveries}
+        waiting = [one for at, one in self._open.items() if at not in self._flight and (one.source, one.uuid) in asked]
+        if self._pending:
+            uuids = msgspec.json.encode([one.uuid for one in deliveries]).decode()
+            rows = await self._journal.run(lambda db: _pending_of(db, self.name, uuids), write=False)
+            waiting += [one for one in map(_delivery, rows) if one.position not in self._flight]
+        found: dict[int, list[Delivery]] = {}
+        for one in sorted(waiting, key=attrgetter("position")):
+            before = asked.get((one.source, one.uuid))
+            if before is not None and one.position > before:
+                found.setdefault(before, []).append(one)
+        return found
+
     async def settle(
         self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None, *, durable: bool = True
     ) -> None:
@@ -758,8 +952,67 @@ class SqliteSinkLease:
             yield row
 
 
+def _primary_code(exc: sqlite3.Error) -> int | None:
+    """The code without its details; None for what Python found wrong."""
+    code: int | None = getattr(exc, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _abandon(db: sqlite3.Connection | None) -> None:
+    """Closes without writing: an interrupted connection leaves its log as it is, for whoever opens the file next."""
+    if db is not None:
+        db.interrupt()
+        db.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of the file that the path names now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _refusal(path: Path) -> OSError | None:
+    """What the volume says to a small durable write beside the journal: SQLite only says that there was an error."""
+    probe = path.with_name(f"{path.name}.probe")
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, bytes(_PROBE_BYTES))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        return exc
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
+
+
+def _lock_holder(path: Path) -> str:
+    """Who holds SQLite's own lock. Never asked while it is ours: closing the file here would let go of it."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, *_SQLITE_LOCK_BYTES, 0)
+    try:
+        with path.open("rb+") as file:
+            kind, _whence, _start, _length, process = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        if kind == fcntl.F_UNLCK or process <= 0:
+            return "another process"
+        return f"process {process} ({Path(f'/proc/{process}/comm').read_text().strip()})"
+    except OSError:
+        return "another process"
+
+
+def _words(exc: OSError) -> str:
+    return (exc.strerror or str(exc)).lower()
+
+
 @contextlib.contextmanager
 def _transaction(db: sqlite3.Connection) -> Any:
+    if db.in_transaction:  # a roll-back failed as well
+        db.execute("ROLLBACK")
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -893,6 +1146,15 @@ def _settled_above(db: sqlite3.Connection, sink: str, position: int) -> set[int]
     return {row[0] for row in rows}
 
 
+def _pending_of(db: sqlite3.Connection, sink: str, uuids_json: str) -> list[Any]:
+    """What is pending of these incidents, of whichever source."""
+    return db.execute(
+        f"SELECT {_EVENT_COLUMNS}, p.attempts FROM pending p JOIN event e ON e.position = p.position "  # noqa: S608
+        "JOIN source s ON s.id = e.source WHERE p.sink = ? AND p.uuid IN (SELECT value FROM json_each(?))",
+        (sink, uuids_json),
+    ).fetchall()
+
+
 def _has_pending(db: sqlite3.Connection, sink: str) -> bool:
     return db.execute("SELECT 1 FROM pending WHERE sink = ? LIMIT 1", (sink,)).fetchone() is not None
 
@@ -919,9 +1181,11 @@ def _settle_one(db: sqlite3.Connection, sink: str, outcome: Outcome, at: int, no
         return
     if outcome.kind == "retry":
         db.execute(
-            "INSERT INTO pending SELECT ?, position, source, uuid, 1, ?, ? FROM event WHERE position = ? "
-            "ON CONFLICT DO UPDATE SET attempts = attempts + 1, due = excluded.due, reason = excluded.reason",
-            (sink, outcome.due, outcome.reason, at),
+            "INSERT INTO pending (sink, position, source, uuid, attempts, due, reason) "
+            "SELECT ?1, position, source, uuid, coalesce(?2, 1), ?3, ?4 FROM event WHERE position = ?5 "
+            "ON CONFLICT DO UPDATE SET attempts = coalesce(?2, attempts + 1), due = excluded.due, "
+            "reason = excluded.reason",
+            (sink, outcome.attempts, outcome.due, outcome.reason, at),
         )
         return
     if outcome.kind == "dead":
@@ -972,7 +1236,9 @@ def _last_committed_before(db: sqlite3.Connection, before: Instant) -> int:
 
     Positions ascend with time, so a bisection over the rowid finds it in a few look-ups.
     """
-    low, high = db.execute("SELECT coalesce(min(position), 0) - 1, coalesce(max(position), 0) FROM event").fetchone()
+    low, high = db.execute(  # each by itself is a look-up; both in one SELECT read every event
+        "SELECT (SELECT coalesce(min(position), 0) - 1 FROM event), (SELECT coalesce(max(position), 0) FROM event)"
+    ).fetchone()
     while low < high:
         middle = (low + high + 1) // 2
         row = db.execute("SELECT committed FROM event WHERE position <= ? ORDER BY position DESC LIMIT 1", (middle,))
