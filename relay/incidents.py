@@ -295,7 +295,9 @@ def diff(known: Known | None, seen: Observed, *, scope: Scope, now: Instant, pro
         return _first_sight(seen, digest, fields, scope=scope, now=now)
     if seen.updated < known.updated and not proven:
         return _STALE
-    if known.gone:
+    if known.gone and known.sequence == 0 and seen.updated < scope.start_from:
+        return Diff(verdict="learned", row=_row(known, seen, digest, fields, sequence=0))
+    if known.gone and known.sequence:
         return _changed("restored", known, seen, digest, fields, scope=scope, now=now, changed=[], previous={})
     silent = seen.updated == known.updated
     if silent:
@@ -319,7 +321,9 @@ def diff(known: Known | None, seen: Observed, *, scope: Scope, now: Instant, pro
 
 
 def missing(known: Known, *, scope: Scope, now: Instant) -> Diff:
-    """The event that says: this incident is gone from the API."""
+    """This incident is gone from the API: the event that says so, unless nothing was ever said of it."""
+    if known.sequence == 0:
+        return Diff(verdict="learned", row=msgspec.structs.replace(known, gone=True))
     last: dict[str, Any] = {"uuid": known.uuid}
     last["createTime"] = format_instant(known.created)
     last["updateTime"] = format_instant(known.updated)

@@ -192,8 +192,9 @@ class Intake:
                 if row is None or row.gone or row.sequence != absence.sequence:
                     continue
                 found = missing(row, scope=scope, now=now)
-                if found.row is not None and found.event is not None:
+                if found.row is not None:
                     rows[absence.uuid] = found.row
+                if found.event is not None:
                     events.append(found.event)
             progress = self._with_ways(change(self.progress, len(events)))
             await self._lease.commit(PageCommit(progress=progress, rows=list(rows.values()), events=events))
@@ -263,8 +264,7 @@ class Intake:
         """What has to be known of this incident before the page can be committed."""
         sequence = row.sequence if row is not None else 0
         event = result.event
-        equal = result.verdict == "silent" or (row is not None and row.gone)
-        if event is not None and equal and asked < self._changed.get(seen.uuid, asked):
+        if event is not None and row is not None and asked < self._changed.get(seen.uuid, asked):
             return _Question(uuid=seen.uuid, why="doubt", sequence=sequence)
         if single is not None:
             return None

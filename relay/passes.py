@@ -30,8 +30,8 @@ OVERLAP: Instant = SECOND
 """A server may compare times truncated to seconds: every next page is asked this much earlier."""
 MAX_READINGS = 20
 """How often something that moves is read before its pass fails."""
-MAX_EMPTY_PAGES = 100
-"""How many pages in a row may be empty and still name a next one."""
+MAX_IDLE_PAGES = 100
+"""How many pages of a listing in a row may be empty, or the same as earlier ones, and still name a next one."""
 MAX_REMEMBERED_PAGES = 256
 SAMPLE_SIZE = 20
 """Rows asked for when finding out what the server understands."""
@@ -81,6 +81,8 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     first: Instant | None
     last: Instant | None
     page: DecodedPage | None
+    fingerprint: int = 0
+    """Of the rows alone: a page that comes again under another token has the same."""
 
 
 class Flight(msgspec.Struct, kw_only=True, eq=False):
@@ -176,9 +178,14 @@ class Reader:
                     return
                 start = _next_start(sheet, state, way)
                 if start is None:
-                    async for tied in self._ties(state, lane, query):
-                        yield _step(tied, state, way)
-                    start = state.cursor + OVERLAP
+                    tied, beyond = got, None
+                    async for tied, beyond in self._ties(state, lane, query):  # noqa: B007  # the last one counts
+                        yield _step(tied, state, way, first=got)
+                    if not tied.answer.content.next_page_token:  # paged to the very end: nothing is left to ask for
+                        yield _step(got, state, way)
+                        yield _step(tied, msgspec.structs.replace(state, done=True), way, first=got)
+                        return
+                    start = max(state.cursor + OVERLAP, (beyond or 0) - OVERLAP)
                 state = msgspec.structs.replace(state, cursor=start)
                 fetch = self._begin(state, lane, query, remembered)
                 yield _step(got, state, way)
@@ -188,12 +195,15 @@ class Reader:
                 if isinstance(unread, _Fetched):
                     self.landed(unread.flight)
 
-    async def _ties(self, state: PassState, lane: Lane, query: "_Query") -> AsyncGenerator[_Fetched, None]:
+    async def _ties(
+        self, state: PassState, lane: Lane, query: "_Query"
+    ) -> AsyncGenerator[tuple[_Fetched, Instant | None], None]:
         """A second that holds more than a page: paged by token, and read again until two readings agree.
 
         Tokens are offsets: a row that leaves the second while we page shifts the others, and one is skipped; the next
         reading then differs. The second behind it is read as well, for the next page, asked from its start, may not
-        show it whole where times are compared truncated.
+        show it whole where times are compared truncated. With each page comes the first time beyond both that it
+        shows: everything before that is read.
         """
         end = state.cursor + 2 * OVERLAP
         before: tuple[int, int] | None = None
@@ -204,11 +214,15 @@ class Reader:
             while True:
                 got = await self._fetch(state, lane, query, token, remembered=False)
                 sheet = got.answer.content
+                beyond: Instant | None = None
                 for row in sheet.page.observed if sheet.page else ():
-                    if (time := shown(row, state.view)) is not None and time <= end:
+                    time = shown(row, state.view)
+                    if time is not None and time <= end:
                         count += 1
                         total += hash((row.uuid, row.updated))
-                yield got
+                    elif time is not None:
+                        beyond = time if beyond is None else min(time, beyond)
+                yield got, beyond
                 token = sheet.next_page_token
                 if not token or (sheet.last is not None and sheet.last > end):
                     break
@@ -430,6 +444,7 @@ def _sheet(page: DecodedPage, view: View, key: bytes) -> Sheet:
         first=min(times, default=None),
         last=max(times, default=None),
         page=page,
+        fingerprint=hash(tuple((row.uuid, row.updated) for row in page.observed)),
     )
 
 
@@ -459,20 +474,26 @@ def _require_descending(rows: Sequence[Observed], state: PassState) -> None:
 
 
 class _Trail:
-    """The page tokens of one listing. Both ways in which they may lead nowhere raise BadAnswer."""
+    """The page tokens of one listing. Each way in which they may lead nowhere raises BadAnswer."""
 
     def __init__(self) -> None:
         self._tokens = {""}
-        self._empty = 0
+        self._fingerprints: set[int] = set()
+        self._idle = 0
 
     def follow(self, token: str, sheet: Sheet) -> None:
         """Goes on from this page by its token."""
         if token in self._tokens:
             raise BadAnswer("the same page token came twice in one listing", reason="token_loop")
         self._tokens.add(token)
-        self._empty = 0 if sheet.count else self._empty + 1
-        if self._empty > MAX_EMPTY_PAGES:
-            raise BadAnswer(f"{self._empty} empty pages in a row, each with a token for another", reason="token_loop")
+        known = not sheet.count or sheet.fingerprint in self._fingerprints
+        self._fingerprints.add(sheet.fingerprint)
+        self._idle = self._idle + 1 if known else 0
+        if self._idle > MAX_IDLE_PAGES:
+            raise BadAnswer(
+                f"{self._idle} pages in a row were empty or had come before, each with a token for another",
+                reason="token_loop",
+            )
 
 
 def _begun(state: PassState, answer: Answer[Sheet]) -> PassState:
@@ -509,12 +530,13 @@ def _filter_time(instant: Instant, times: FilterTimes) -> str:
     return text.replace("Z", "+00:00") if times.endswith("offset") else text
 
 
-def _step(got: _Fetched, state: PassState, way: Way) -> Step:
+def _step(got: _Fetched, state: PassState, way: Way, *, first: _Fetched | None = None) -> Step:
+    """`first` was asked before it, and tells since when the pass reads."""
     return Step(
         sheet=got.answer.content,
         state=state,
         mode=way.mode,
         flight=got.flight,
-        as_of=got.answer.as_of,
+        as_of=got.answer.as_of if first is None else min(first.answer.as_of, got.answer.as_of),
         skew_seconds=got.answer.skew_seconds,
     )

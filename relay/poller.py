@@ -16,7 +16,7 @@ from relay.errors import BadAnswer, QueryRefused
 from relay.eset.budget import Lane
 from relay.eset.wire import decode_page
 from relay.intake import Intake, PollObserver, PollReport
-from relay.journal import PageCommit, PassState, PollState, Progress, SourceLease, View, Way
+from relay.journal import Mode, PageCommit, PassState, PollState, Progress, SourceLease, View, Way
 from relay.passes import MAX_READINGS, IncidentApi, Reader, Sheet, Step, again
 from relay.sweep import Sweep
 
@@ -179,7 +179,7 @@ class Poller:
 
     async def _run(
         self, state: PassState, lane: Lane, filed: Filed, report: PollReport, *, before: Instant | None
-    ) -> str:
+    ) -> Mode:
         """Reads one pass to its end and commits every page; returns the mode in which it was read.
 
         A listing of several pages, whose tokens are offsets, is read again until a reading finds nothing that an
@@ -189,7 +189,9 @@ class Poller:
         reading = 0
         while reading < MAX_READINGS:
             try:
-                state, settled = await self._read_once(state, lane, filed, report, before=before, first=reading == 0)
+                mode, state, settled = await self._read_once(
+                    state, lane, filed, report, before=before, first=reading == 0
+                )
             except (QueryRefused, BadAnswer) as error:
                 if not await self._reader.lower(state.view, error, lane):
                     raise
@@ -197,7 +199,7 @@ class Poller:
                 continue
             if settled:
                 await self._finish(state, filed)
-                return self._reader.ways[state.view].mode
+                return mode
             reading += 1
         raise BadAnswer(f"the list did not come to rest in {MAX_READINGS} readings", reason="unsettled")
 
@@ -208,8 +210,9 @@ class Poller:
 
     async def _read_once(
         self, state: PassState, lane: Lane, filed: Filed, report: PollReport, *, before: Instant | None, first: bool
-    ) -> tuple[PassState, bool]:
-        """One reading; whether it was enough."""
+    ) -> tuple[Mode, PassState, bool]:
+        """One reading: in which mode, how far, and whether it was enough."""
+        mode: Mode = "keyset"
         pages = overlooked = 0
         began: Instant | None = None
 
@@ -218,7 +221,7 @@ class Poller:
 
         async with aclosing(self._reader.read(state, lane)) as steps:
             async for step in steps:
-                state = step.state
+                mode, state = step.mode, step.state
                 began = step.as_of if began is None else began
                 events = await self._intake.absorb(step, report, lane=lane, place=place, before=before)
                 pages += 1
@@ -226,7 +229,7 @@ class Poller:
                 if lane == "backfill":
                     progress = self._intake.progress
                     self._observer.backfilled_up_to(min(state.cursor, progress.first_start))
-        return state, state.done or pages <= 1 or (not first and not overlooked)
+        return mode, state, state.done or pages <= 1 or (not first and not overlooked)
 
     async def _complete(self, state: PollState) -> None:
         def change(progress: Progress) -> Progress:

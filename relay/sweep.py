@@ -91,20 +91,20 @@ class Sweep:
     async def _read(self, state: SweepState, report: PollReport) -> SweepState:
         """Everything, and after each slice of time what the ledger holds of it beside what was shown."""
         seen: set[int] = set()
-        ended = EARLIEST
-        keyset = self._reader.ways[VIEW].mode == "keyset"
-        if not keyset:  # a listing can only be read as a whole
-            state = msgspec.structs.replace(state, edge=EARLIEST, absences=())
+        ended: Instant | None = None
         async with aclosing(self._reader.read(state.reading, LANE, remembered=False)) as steps:
             async for step in steps:
+                keyset = step.mode == "keyset"
+                if ended is None and not keyset:  # a listing can only be read as a whole
+                    state = msgspec.structs.replace(state, edge=EARLIEST, absences=())
+                ended = None if keyset else step.as_of
                 seen.update(hash(row.uuid) for row in (step.sheet.page.observed if step.sheet.page else ()))
-                ended = step.as_of
                 if keyset and (step.state.done or step.state.cursor > state.reading.cursor):
                     state = await self._compare(state, _edge(step), seen, report)
                     seen = set()
                 state = msgspec.structs.replace(state, reading=step.state)
                 state = await self._absorb(step, state, report)
-        if not keyset:
+        if ended is not None:
             state = await self._compare(state, ended, seen, report)
         state = msgspec.structs.replace(state, reading=msgspec.structs.replace(state.reading, done=True))
         await self._intake.record(lambda progress: msgspec.structs.replace(progress, sweep=state))

@@ -69,5 +69,10 @@ def inert(text: str) -> str:
     return _HIDDEN.sub(lambda match: f"U+{ord(match[0]):04X}", text)
 
 
+def one_line(text: str, *, characters: int = 256) -> str:
+    """The start of a text on one line, fit for an error message."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:characters]
+
+
 def _utc(instant: Instant) -> datetime:
     return datetime.fromtimestamp(instant // SECOND, UTC)

@@ -3,10 +3,10 @@
 Not here: the waiting and sending that follows (`relay.eset.exchange`).
 """
 
-from email.utils import parsedate_to_datetime
 from typing import Final, Literal
 
-from relay.clock import SECOND, Instant
+from relay import transport, words
+from relay.clock import Instant
 
 Step = Literal["read", "collect", "afresh", "reauthorize", "denied", "pause", "retry"]
 """What to do next with a request, see `classify`."""
@@ -57,28 +57,17 @@ def is_throttling(status: int) -> bool:
     return status in (202, 429, 500, 502, 503, 504)
 
 
+http_date = transport.http_date
+server_time = transport.server_time
+one_line = words.one_line
+
+
 def retry_after_seconds(header: str | None, now: Instant) -> float | None:
     """How long `Retry-After` asks to wait (seconds or an HTTP date), at most an hour; None when it says nothing usable.
 
     `now` is the server's clock where known.
     """
-    text = (header or "").strip()
-    if text.isascii() and text.isdecimal():
-        return min(float(text[:9]), MAX_RETRY_AFTER_SECONDS)
-    date = http_date(text)
-    if date is None:
-        return None
-    return min(max((date - now) / SECOND, 0.0), MAX_RETRY_AFTER_SECONDS)
-
-
-def http_date(header: str | None) -> Instant | None:
-    """An HTTP date as an instant; None when absent or malformed."""
-    if not header:
-        return None
-    try:
-        return int(parsedate_to_datetime(header).timestamp()) * SECOND
-    except (ValueError, TypeError, OverflowError):
-        return None
+    return transport.retry_after_seconds(header, now, at_most=MAX_RETRY_AFTER_SECONDS)
 
 
 def backoff_seconds(attempt: int, *, initial: float, maximum: float, random: float) -> float:
@@ -91,8 +80,3 @@ def collect_wait_seconds(collected: int) -> float:
     """How long to wait before a 202 is asked for again: 1, 2, 4 … s, at most a minute. The first time is 0."""
     wait: float = 2 ** min(collected, 32)
     return min(wait, MAX_COLLECT_WAIT_SECONDS)
-
-
-def one_line(text: str, *, characters: int = 256) -> str:
-    """The start of a text on one line, fit for an error message."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:characters]

@@ -4,11 +4,17 @@ Not here: the requests that a token is for (`relay.eset.client`). Source: ESET C
 """
 
 import asyncio
+import binascii
 import copy
+import html
+import json
 import random
+import re
+from base64 import b64decode
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import quote, quote_plus
 
 import httpx
 import msgspec
@@ -22,6 +28,8 @@ from relay.eset.exchange import DEFAULT_PATIENCE, UNOBSERVED, Countdown, Exchang
 REFUSED_INITIAL_SECONDS = 60.0
 REFUSED_MAX_SECONDS = 3600.0
 MAX_RENEWAL_MARGIN_SECONDS = 60.0
+SHORTEST_TOKEN = 8
+"""A shorter one would be found in answers by chance."""
 
 _HINTS: Final = {
     400: "are user name and password right?",
@@ -29,6 +37,8 @@ _HINTS: Final = {
     403: "is this an API user of ESET Connect, with rights, and of this region?",
     404: "is the region, or token_url, right?",
 }
+
+_BASIC = re.compile(r"(?i)\b(basic\s+)([A-Za-z0-9+/]{4,}={0,2})")
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -99,6 +109,7 @@ class Account:
             patience=patience,
             observer=observer,
             draw=draw,
+            redact=self.redact,
             fields={"username": username},
         )
         self._turn = asyncio.Lock()
@@ -111,6 +122,7 @@ class Account:
         self._refusal: LoginRefused | None = None
         self._refused_secret = ""
         self._shown_to_nobody: deque[str] = deque(maxlen=16)
+        self._tokens: deque[bytes] = deque(maxlen=8)
 
     def __repr__(self) -> str:
         return f"Account(username={self._username!r}, token_url={self._token_url!r})"
@@ -167,10 +179,17 @@ class Account:
         return self._settled
 
     def redact(self, text: str) -> str:
-        """`text` without passwords and tokens of late."""
-        for secret in sorted(self._shown_to_nobody, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+        """`text` without passwords and tokens of late, however they are escaped, and without a proxy's credentials."""
+        spellings = {spelling for secret in self._shown_to_nobody for spelling in _spellings(secret)}
+        for spelling in sorted(spellings, key=len, reverse=True):
+            text = text.replace(spelling, "***")
+        return _BASIC.sub(_hide_credentials, text)
+
+    def without_tokens(self, body: bytes) -> bytes:
+        """An answer without tokens of late. Passwords may be words that incidents hold, and are sent elsewhere."""
+        for token in self._tokens:
+            body = body.replace(token, b"***")
+        return body
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -238,9 +257,12 @@ class Account:
 
     def _current_secret(self) -> str:
         try:
-            return self._secret()
+            secret = self._secret()
+            secret.encode()  # bytes of the environment that are no text cannot be sent
         except (OSError, UnicodeError):
             problem = "the password cannot be read"
+        else:
+            return secret
         raise LoginRefused(f"log in as {self._username}: {problem}", hint="is its file there, and readable for us?")
 
     def _decode(self, body: bytes) -> Token:
@@ -251,7 +273,10 @@ class Account:
         if (answer.token_type or "bearer").lower() != "bearer":
             raise BadAnswer("a token that is not a bearer token", status=200)
         seconds = _positive(answer.expires_in)
-        self._shown_to_nobody.extend(filter(None, (answer.access_token, answer.refresh_token)))
+        for token in filter(None, (answer.access_token, answer.refresh_token)):
+            self._shown_to_nobody.append(token)
+            if len(token) >= SHORTEST_TOKEN:
+                self._tokens += {token.encode(), token.replace("/", "\\/").encode()}
         return Token(
             access=answer.access_token,
             refresh=answer.refresh_token or "",
@@ -288,8 +313,33 @@ class Ticket:
 def _parse(body: bytes) -> _TokenAnswer | None:
     try:
         return _read_token(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _spellings(secret: str) -> set[str]:
+    """As an error body may show it: plain, in JSON, in a form or a URL, in HTML."""
+    in_json = json.dumps(secret)[1:-1]
+    return {
+        secret,
+        in_json,
+        in_json.replace("/", "\\/"),
+        in_json.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        quote(secret),
+        quote(secret, safe=""),
+        quote_plus(secret),
+        html.escape(secret),
+    }
+
+
+def _hide_credentials(found: re.Match[str]) -> str:
+    """Only what is a name and a password: "basic authentication" is none."""
+    try:
+        credentials = b64decode(found[2])
+    except binascii.Error:
+        return found[0]
+    return f"{found[1]}***" if b":" in credentials else found[0]
 
 
 def _fits_header(text: str) -> bool:
@@ -299,7 +349,7 @@ def _fits_header(text: str) -> bool:
 def _positive(value: float | str | None) -> float | None:
     try:
         seconds = float(value or 0)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return seconds if 0 < seconds < float("inf") else None
 

@@ -24,6 +24,9 @@ __all__ = ["Answer", "EsetClient", "Observer", "Patience"]
 
 T = TypeVar("T")
 
+MAX_PAGE_TOKEN_CHARACTERS = 4096
+"""ESET declares 128; a URL of 64 KiB cannot be sent at all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Generic[T]):
@@ -69,6 +72,7 @@ class EsetClient:
             patience=patience,
             observer=observer,
             draw=draw,
+            redact=account.redact,
             fields={"source": source},
         )
 
@@ -84,14 +88,17 @@ class EsetClient:
     ) -> Answer[T]:
         """One page, read by `decode`; a BadAnswer that it raises is retried like a 5xx. Empty texts are not sent.
 
+        `decode` never sees a token of ours: what a far side echoes into a record is masked before it goes anywhere.
         Raises LoginRefused, AccessDenied, QueryRefused (400 to a filter or an order), BadAnswer, SourceUnavailable.
         """
+        if len(page_token) > MAX_PAGE_TOKEN_CHARACTERS:
+            raise BadAnswer(f"list incidents: a page token of more than {MAX_PAGE_TOKEN_CHARACTERS} characters")
         asked = {"filter": filter, "orderBy": order_by, "pageSize": str(page_size), "pageToken": page_token}
         reply = await self._exchange.ask(
             "GET",
             self._url,
             what="list incidents",
-            decode=decode,
+            decode=lambda body: decode(self._account.without_tokens(body)),
             lane=lane,
             ticket=Ticket(self._account),
             params={name: value for name, value in asked.items() if value},
@@ -115,7 +122,7 @@ class EsetClient:
             "GET",
             f"{self._url}/{quote(uuid, safe='')}",
             what="get incident",
-            decode=lambda body: _the_one(decode_incident(body), uuid),
+            decode=lambda body: _the_one(decode_incident(self._account.without_tokens(body)), uuid),
             lane=lane,
             ticket=Ticket(self._account),
         )

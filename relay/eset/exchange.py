@@ -21,10 +21,10 @@ from relay.eset.answers import (
     backoff_seconds,
     classify,
     collect_wait_seconds,
-    http_date,
     is_throttling,
     one_line,
     retry_after_seconds,
+    server_time,
 )
 from relay.eset.budget import Lane, RateBudget
 from relay.transport import NETWORK_ERRORS, failure_reason
@@ -201,7 +201,9 @@ class _Got:
 
     @property
     def response_id(self) -> str:
-        return str(self.headers.get("response-id", ""))
+        """Nothing when it could not be sent back as it came."""
+        text = str(self.headers.get("response-id", ""))
+        return text if text.isascii() and text.isprintable() else ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -232,10 +234,12 @@ class Exchange:
         patience: Patience = DEFAULT_PATIENCE,
         observer: Observer = UNOBSERVED,
         draw: Callable[[], float] = random.random,
+        redact: Callable[[str], str] = str,
         fields: dict[str, str] | None = None,
     ) -> None:
-        """`draw` gives the jitter, 0 to 1; `fields` go with every line of the log."""
+        """`draw` gives the jitter, 0 to 1; `redact` takes secrets out; `fields` go with every line of the log."""
         self._http = http
+        self._redact = redact
         self._clock = clock
         self._budget = budget
         self._pause = pause
@@ -304,6 +308,8 @@ class Exchange:
             method, url, headers={**HEADERS, **authorization, **given}, timeout=self._timeout, **options
         )
         got = await self._send(request, seconds)
+        if "request-id" in got.headers:
+            got.headers["request-id"] = self._redact(got.headers["request-id"])
         self._observer.answered(got.code)
         if got.failure == TOO_LARGE:
             raise BadAnswer(f"{course.what}: the answer is larger than {MAX_BODY_BYTES >> 20} MiB", reason=TOO_LARGE)
@@ -411,7 +417,7 @@ class Exchange:
         await self._wait(course, got, seconds)
 
     def _asked_seconds(self, got: _Got) -> float | None:
-        server = http_date(got.headers.get("date"))
+        server = server_time(got.headers.get("date"))
         return retry_after_seconds(got.headers.get("retry-after"), self._clock.now() if server is None else server)
 
     def _backoff(self, attempt: int) -> float:
@@ -436,7 +442,7 @@ class Exchange:
 
     def _reply(self, course: _Course, got: _Got, content: T | None) -> Reply[T]:
         now = self._clock.now()
-        server = http_date(got.headers.get("date"))
+        server = server_time(got.headers.get("date"))
         took = int((self._clock.monotonic() - course.sent) * SECOND)
         return Reply(
             status=got.status,

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import random
 import socket
 import ssl
 import struct
@@ -153,6 +154,21 @@ async def no_gzip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.write(http_answer(PAGE, "content-encoding: gzip"))
 
 
+async def cut_off_gzip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    packed = gzip.compress(b'{"incidents":[' + b'{"uuid":"u"},' * 1000)
+    writer.write(http_answer(packed[: len(packed) // 2], "content-encoding: gzip", length=len(packed)))
+    writer.close()
+
+
+async def no_text_in_its_reason(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 \xff\xfe\r\ncontent-length: 0\r\n\r\n")
+
+
+async def bad_chunks(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n")
+    writer.close()
+
+
 async def stall(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
     await reader.read()
 
@@ -172,6 +188,9 @@ async def stall_in_body(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         (no_http, "protocol"),
         (endless_header, "protocol"),
         (no_gzip, "protocol"),
+        (cut_off_gzip, "truncated"),
+        (no_text_in_its_reason, "protocol"),
+        (bad_chunks, "protocol"),
         (stall, "timeout"),
         (stall_in_body, "timeout"),
     ],
@@ -183,6 +202,68 @@ async def test_broken_answers_have_their_reason_and_the_next_request_works(scrip
         assert (type(error), error.reason) == (SourceUnavailable, reason)
         wire.script = fine
         await ask(client)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        lambda packed: http_answer(packed, "content-encoding: identity"),  # packed, and not said so
+        lambda packed: http_answer(packed[: len(packed) // 2], "content-encoding: gzip"),  # ends early, and is closed
+        lambda packed: http_answer(packed, "content-encoding: br"),
+        lambda packed: http_answer(b"", "content-encoding: gzip"),
+    ],
+)
+async def test_wrongly_packed_pages_are_bad_answers_and_the_next_request_works(
+    script: Callable[[bytes], bytes],
+) -> None:
+    packed = gzip.compress(b'{"incidents":[' + b'{"uuid":"u"},' * 1000)
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(script(packed))
+
+    async with listening(serve) as wire, client_of(f"http://127.0.0.1:{wire.port}") as client:
+        assert isinstance(await failure(client), BadAnswer)
+        wire.script = fine
+        await ask(client)
+
+
+@pytest.mark.parametrize("encoding", ["br", "made-up", "identity", ""])
+async def test_page_that_is_not_packed_is_read_whatever_its_encoding_claims(encoding: str) -> None:
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(http_answer(PAGE, f"content-encoding: {encoding}"))
+
+    async with listening(serve) as wire, client_of(f"http://127.0.0.1:{wire.port}") as client:
+        await ask(client)
+
+
+async def test_mutated_heads_of_answers_end_in_our_errors() -> None:
+    """A status line or a header with odd bytes is the library's to refuse, and ours to call by its name."""
+    rng = random.Random(1)
+    whole = http_answer(PAGE, "date: Thu, 28 May 2026 20:26:40 GMT", "request-id: q", "content-type: application/json")
+    head = whole[: -len(PAGE)]
+    body = b""
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(body)
+        writer.close()
+
+    patience = Patience(tries=1, rounds=1, read_seconds=2, collect_seconds=1, total_seconds=3)
+    outcomes = []
+    async with listening(serve) as wire, client_of(f"http://127.0.0.1:{wire.port}", patience=patience) as client:
+        for _ in range(400):
+            mutated = bytearray(head)
+            for _ in range(rng.choice((1, 2, 4))):
+                at = rng.randrange(len(mutated))
+                mutated[at : at + rng.randrange(2)] = rng.choice(
+                    (b"\xff", b"\x00", b":", b"\r\n", b" ", b"9", b"\xc3", b"")
+                )
+            body = bytes(mutated) + PAGE
+            try:
+                await ask(client)
+                outcomes.append("read")
+            except SourceError as error:
+                outcomes.append(error.reason)
+    assert {"read", "protocol"} <= set(outcomes)
 
 
 async def test_dripping_answer_ends_by_the_attempt_deadline() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from relay.errors import BadAnswer, QueryRefused
 from relay.journal import FilterTimes, Mode
-from relay.passes import BEYOND, MAX_EMPTY_PAGES, sound
+from relay.passes import BEYOND, MAX_IDLE_PAGES, sound
 from relay.simulator import Fault
 from tests.support.passes import Bench, kinds, make_bench
 
@@ -224,9 +224,38 @@ async def test_empty_pages_with_ever_new_tokens_end(bench: Bench) -> None:
     caller_page = bench.api.page
     bench.api.page = lambda *args, **more: caller_page("", "", page_size=3)
     bench.api.rewrite = lambda _number, _body: b'{"incidents":[],"nextPageToken":"t%d"}' % next(tokens)
-    with pytest.raises(BadAnswer, match="empty pages in a row"):
+    with pytest.raises(BadAnswer, match="pages in a row were empty"):
         await poller.poll()
-    assert next(tokens) <= MAX_EMPTY_PAGES + 2
+    assert next(tokens) <= MAX_IDLE_PAGES + 2
+
+
+@pytest.mark.parametrize("body", [b'"incidents":[]', b'"incidents":[{"uuid":"u","createTime":"2026-05-01T00:00:00Z"}]'])
+@pytest.mark.parametrize("name", ["short_page", "refuse_filter"])
+async def test_the_same_page_with_ever_new_tokens_ends(bench: Bench, name: str, body: bytes) -> None:
+    """In every mode, whether the page is empty or not: nothing new for so long is a fault."""
+    bench.simulator.faults.inject(effect(name))
+    poller = bench.poller(page_size=3)
+    await poller.poll()
+    page, tokens = bench.api.page, iter(range(100_000))
+    bench.api.page = lambda *args, **more: page("", "", page_size=3)
+    bench.api.rewrite = lambda _number, _body: b'{%s,"nextPageToken":"t%d"}' % (body, next(tokens))
+    with pytest.raises(BadAnswer):
+        await poller.poll()
+    assert next(tokens) < 20 * MAX_IDLE_PAGES
+
+
+async def test_an_empty_page_with_a_token_for_the_last_one_is_followed_to_the_end(bench: Bench) -> None:
+    poller = bench.poller(page_size=3)
+    await poller.poll()
+    bench.clock.advance(1)
+    asked = len(bench.api.requests)
+    page = bench.api.page
+    bench.api.page = lambda *args, **more: page("", "", page_size=3)
+    bench.api.rewrite = lambda number, _body: (
+        b'{"incidents":[]}' if bench.api.requests[number]["page_token"] else b'{"incidents":[],"nextPageToken":"t"}'
+    )
+    await poller.poll()
+    assert len(bench.api.requests) - asked < 20
 
 
 async def test_a_scan_reads_once_for_both_views(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.errors import BadAnswer
 from relay.eset.wire import MAX_BAD_RECORD_BYTES, DecodedPage, decode_incident, decode_page
-from relay.incidents import parse_instant
+from relay.incidents import Scope, diff, parse_instant, tracked
 
 CREATED = "2026-01-02T03:04:05.123456789Z"
 UPDATED = "2026-01-03T03:04:05Z"
@@ -254,6 +254,15 @@ def test_nothing_but_a_bad_answer_is_raised(body: bytes) -> None:
             decode_page(whole)
         except BadAnswer:
             continue
+
+
+@pytest.mark.parametrize("mimic", [{"truncated": True}, {"truncated": True, "bytes": "many", "sha256": [], "n": 1}])
+def test_value_that_mimics_our_own_abridgement_is_shown_as_it_is(mimic: dict[str, Any]) -> None:
+    (row,) = page(incident(displayName=mimic)).observed
+    scope = Scope(source="acme", start_from=0, first_start=0)
+    known = diff(None, row, scope=scope, now=0).row
+    assert known is not None
+    assert tracked(known)["displayName"] == mimic
 
 
 @pytest.mark.parametrize("wrap", [lambda record: {"incident": record}, lambda record: record])

@@ -1,0 +1,1 @@
+"""Answers of ESET Connect, mutated by the million, against everything that reads them. `python -m tests.fuzz`."""
