@@ -1,27 +1,44 @@
 """Builds journal, clients, sinks and tasks from the settings: the one place where configuration meets construction."""
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import httpx
 
-from relay.clock import Clock
-from relay.delivery import Courier
+from relay.clock import Clock, SystemClock
+from relay.delivery import Carrier, Courier
 from relay.errors import ConfigError
 from relay.eset.auth import Account
 from relay.eset.budget import RateBudget
 from relay.eset.client import EsetClient, Patience
 from relay.journal import Journal
 from relay.journal.sqlite import SqliteJournal
+from relay.messenger import Manners, Messenger
 from relay.metrics import Metrics, SourceMetrics
 from relay.poller import Poller
-from relay.settings import FileSink, KafkaSink, Secret, Settings, Source, Tls
-from relay.sinks import Sink, kafka, ndjson
+from relay.settings import (
+    FileSink,
+    KafkaSink,
+    Secret,
+    Settings,
+    SlackSink,
+    Source,
+    StdoutSink,
+    TeamsSink,
+    Tls,
+    WebhookSink,
+)
+from relay.signing import secrets_in
+from relay.sinks import MessageSink, Sink, kafka, ndjson, slack, teams, webhook
 from relay.tasks import SourceTask
 from relay.transport import http_client, tls_context
+
+if TYPE_CHECKING:
+    from relay.rules import Rule
 
 
 def make_journal(settings: Settings, *, clock: Clock) -> Journal:
@@ -116,18 +133,78 @@ async def make_source(
     )
 
 
-async def make_courier(name: str, *, settings: Settings, journal: Journal, metrics: Metrics, clock: Clock) -> Courier:
-    """The courier of one sink, its lease taken."""
+async def make_courier(
+    name: str,
+    *,
+    settings: Settings,
+    journal: Journal,
+    rules: Mapping[str, "Rule"],
+    metrics: Metrics,
+    clock: Clock,
+) -> Carrier:
+    """Whoever delivers to this sink, its lease taken."""
     chosen = settings.sinks[name]
     lease = await journal.sink(name, start=chosen.start, keep_seconds=chosen.keep.total_seconds())
+    sink = make_sink(name, settings=settings, journal_id=journal.id)
+    if isinstance(chosen, WebhookSink | SlackSink | TeamsSink):
+        return Messenger(
+            sink=cast(MessageSink, sink),
+            lease=lease,
+            kind=chosen.type,
+            target=_target(settings, name),
+            rule=rules.get(name),
+            manners=_manners(chosen),
+            retry_seconds=[wait.total_seconds() for wait in chosen.retry],
+            concurrency=chosen.concurrency,
+            keep_seconds=chosen.keep.total_seconds(),
+            metrics=metrics.sink(name),
+            clock=clock,
+        )
     return Courier(
-        sink=make_sink(name, settings=settings, journal_id=journal.id),
+        sink=sink,
         lease=lease,
         kind=chosen.type,
         target=_target(settings, name),
+        rule=rules.get(name),
         metrics=metrics.sink(name),
         clock=clock,
     )
+
+
+def introduce_to_each_other(couriers: Sequence[Carrier], settings: Settings) -> None:
+    """Who is told when a sink is parked."""
+    by_name = {courier.name: courier for courier in couriers}
+    for courier in couriers:
+        told = getattr(settings.sinks[courier.name], "notify", None)
+        if isinstance(courier, Messenger) and told is not None:
+            courier.notify = cast(Messenger, by_name[told])
+
+
+def make_rules(settings: Settings) -> dict[str, "Rule"]:
+    """The rules of the sinks that have one. Raises ConfigError with everything that is wrong, a line each."""
+    wanted = {name: sink.when for name, sink in settings.sinks.items() if sink.when is not None}
+    if not wanted:
+        return {}
+    from relay.rules import Rule, RuleError  # noqa: PLC0415  # its library is large, and most sinks have no rule
+
+    rules: dict[str, Rule] = {}
+    problems = []
+    where = f"{settings.path.name}: " if settings.path is not None else ""
+    for name, text in wanted.items():
+        try:
+            rules[name] = Rule(text)
+        except RuleError as error:
+            problems.append(f"{where}sinks.{name}.when {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return rules
+
+
+def _manners(chosen: WebhookSink | SlackSink | TeamsSink) -> Manners | None:
+    """Services take everything; people read the rest."""
+    if isinstance(chosen, WebhookSink):
+        return None
+    return Manners(max_age_seconds=chosen.max_age.total_seconds(), digest_above=chosen.digest_above)
 
 
 def make_sink(name: str, *, settings: Settings, journal_id: str) -> Sink:
@@ -149,14 +226,43 @@ def make_sink(name: str, *, settings: Settings, journal_id: str) -> Sink:
         )
     if isinstance(chosen, FileSink):
         return ndjson.FileSink(chosen.path, omit=chosen.omit)
-    return ndjson.StdoutSink(omit=chosen.omit)
+    if isinstance(chosen, StdoutSink):
+        return ndjson.StdoutSink(omit=chosen.omit)
+    http = http_client(proxy=_proxy(chosen.proxy), tls=_tls(chosen.tls), guarded=True)
+    timeout_seconds = chosen.timeout.total_seconds()
+    if isinstance(chosen, WebhookSink):
+        secrets = chosen.secrets
+        return webhook.WebhookSink(
+            name,
+            url=chosen.url.reveal,
+            secrets=lambda: secrets_in(secrets.reveal()) if secrets is not None else (),
+            headers=lambda: {header: value.reveal() for header, value in chosen.headers.items()},
+            http=http,
+            timeout_seconds=timeout_seconds,
+            omit=chosen.omit,
+            clock=SystemClock(),
+        )
+    kind = slack.SlackSink if isinstance(chosen, SlackSink) else teams.TeamsSink
+    links = {label: source.link for label, source in settings.sources.items() if source.link is not None}
+    return kind(
+        name,
+        url=chosen.url.reveal,
+        http=http,
+        timeout_seconds=timeout_seconds,
+        omit=chosen.omit,
+        links=links,
+        digest_above=chosen.digest_above,
+        clock=SystemClock(),
+    )
 
 
 def _target(settings: Settings, name: str) -> str:
     chosen = settings.sinks[name]
     if isinstance(chosen, KafkaSink):
         return chosen.topic
-    return str(chosen.path) if isinstance(chosen, FileSink) else ""
+    if isinstance(chosen, FileSink):
+        return str(chosen.path)
+    return "" if isinstance(chosen, StdoutSink) else urlsplit(chosen.url.reveal()).hostname or ""
 
 
 def _patience(source: Source) -> Patience:
@@ -168,8 +274,11 @@ def _patience(source: Source) -> Patience:
 
 
 def _client(source: Source) -> httpx.AsyncClient:
-    proxy = source.proxy.reveal() if isinstance(source.proxy, Secret) else source.proxy
-    return http_client(proxy=proxy, tls=_tls(source.tls))
+    return http_client(proxy=_proxy(source.proxy), tls=_tls(source.tls))
+
+
+def _proxy(proxy: str | Secret) -> str:
+    return proxy.reveal() if isinstance(proxy, Secret) else proxy
 
 
 def _tls(tls: Tls) -> ssl.SSLContext:

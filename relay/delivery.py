@@ -1,14 +1,15 @@
-"""Delivery of one sink: claim a run of the journal, send it, settle it. Knows neither storage nor the far side.
+"""Delivery of one sink: claim events, send them, settle them. Knows neither storage nor the far side.
 
-Acknowledging is the last step: nothing is settled before the sink's `send` returned. Sinks of this stage take batches
-in the order of the journal, one at a time.
+Acknowledging is the last step: nothing is settled before the sink's `send` returned. Here: what all deliveries share,
+and those that carry batches in the order of the journal. Single messages are `relay.messenger`'s.
 """
 
+import abc
 import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -17,9 +18,12 @@ from relay.endpoint import Endpoint
 from relay.errors import ConfigError, Gone, JournalDamaged, JournalError, LeaseLost, Refused, SinkError, Unavailable
 from relay.incidents import severity_name
 from relay.journal import Backlog, Claim, EndpointStatus, Outcome, OutcomeKind, SinkLease
-from relay.metrics import SinkMetrics
+from relay.metrics import DeliveryOutcome, SinkMetrics
 from relay.sinks import Delivery, Sink
 from relay.status import SinkFacts
+
+if TYPE_CHECKING:
+    from relay.rules import Rule
 
 log = structlog.get_logger()
 
@@ -31,76 +35,67 @@ DRAIN_TRIES = 3
 """How many failures in a row end the draining; what waits is durable."""
 
 
-class Courier:
-    """Carries events to one sink for as long as `run` runs."""
+class Carrier(abc.ABC):
+    """What every delivery to a sink has: its lease, its figures, and how outcomes are recorded."""
 
     def __init__(
-        self, *, sink: Sink, lease: SinkLease, kind: str, target: str, metrics: SinkMetrics, clock: Clock
+        self,
+        *,
+        lease: SinkLease,
+        kind: str,
+        target: str,
+        rule: "Rule | None",
+        durable: bool,
+        metrics: SinkMetrics,
+        clock: Clock,
     ) -> None:
+        """`durable`: outcomes must outlive a loss of power, because nobody else remembers them."""
         self.name = lease.name
-        self._kind = kind
-        self._target = target
-        self.endpoint = Endpoint(lease.endpoint, clock=clock)
-        self._sink = sink
+        self.kind = kind
+        self.target = target
         self._lease = lease
+        self._rule = rule
+        self._durable = durable
         self._metrics = metrics
         self._clock = clock
         self._log = log.bind(sink=lease.name)
-        self._opened = False
         self._last_success: Instant | None = None
-        self._next_try: Instant | None = None
         self._recent: deque[tuple[Instant, int]] = deque()
         self._dead = 0
         self._backlog = Backlog(events=0, oldest=None)
         self._journal_failures = 0
         self._draining = asyncio.Event()
-        metrics.entered(self.endpoint.status.state)
 
-    async def run(self) -> None:
-        """Delivers until `drain` was called and nothing is due; a far side that is down then gets a few tries.
-
-        So does a journal that can't be used; one that is damaged gets none.
-        """
-        while True:
-            try:
-                if await self._step():
-                    return
-                self._journal_failures = 0
-            except SinkError as error:
-                await self._failed(error)
-            except JournalDamaged as error:
-                self._metrics.journal_failed(error.reason)
-                self._log.warning("nothing is sent any more", reason=error.reason, error=str(error))
-                await self._draining.wait()
-                return
-            except JournalError as error:
-                await self._journal_failed(error, "nothing could be claimed")
-            if self._draining.is_set() and self._failures >= DRAIN_TRIES:
-                return
+    # -- what the relay asks of it ----------------------------------------------------------------------------------
 
     @property
-    def _failures(self) -> int:
-        return max(self.endpoint.status.failures, self._journal_failures)
+    @abc.abstractmethod
+    def status(self) -> EndpointStatus:
+        """The health of the far side."""
 
-    async def _journal_failed(self, error: JournalError, event: str) -> None:
-        """Counts, says so once, and waits: longer each time, and not for long while draining."""
-        self._journal_failures += 1
-        self._metrics.journal_failed(error.reason)
-        if self._journal_failures == 1:
-            self._log.warning(event, reason=error.reason, error=str(error))
-        seconds = min(LAST_RECORD_SECONDS, 2.0 ** (self._journal_failures - 1))
-        if self._draining.is_set():
-            await self._clock.sleep(min(1.0, seconds))
-        else:
-            await self._first(asyncio.create_task(self._clock.sleep(seconds), name=f"wait for the journal {self.name}"))
+    @abc.abstractmethod
+    async def run(self) -> None:
+        """Delivers until `drain` was called and nothing is due."""
+
+    @abc.abstractmethod
+    async def close(self, timeout_seconds: float) -> None:
+        """Lets go of the far side."""
+
+    @abc.abstractmethod
+    async def enable(self) -> str:
+        """A parked or disabled sink goes on; says what was done. Raises JournalError."""
+
+    @abc.abstractmethod
+    async def disable(self) -> str:
+        """Nothing is sent until it is enabled; everything waits. Says what was done. Raises JournalError."""
+
+    @abc.abstractmethod
+    async def test(self) -> str:
+        """Sends one marked message, or says why there is none. Raises SinkError."""
 
     def drain(self) -> None:
         """Lets `run` return once nothing is due any more."""
         self._draining.set()
-
-    async def close(self, timeout_seconds: float) -> None:
-        """Lets go of the far side."""
-        await self._sink.close(timeout_seconds)
 
     async def backlog(self) -> Backlog:
         """What waits for this sink."""
@@ -120,44 +115,203 @@ class Courier:
         self._dead = await self._lease.count_dead()
         self._metrics.buried(self._dead)
 
+    def next_try(self) -> Instant | None:
+        """When a far side that fails is tried again; None when it does not fail."""
+        return None
+
     async def facts(self) -> SinkFacts:
         """What the status says of this sink; what waits is as last seen when the journal can't be read."""
         with contextlib.suppress(JournalError):
             self._backlog = await self._lease.backlog()
-        backlog = self._backlog
-        status = self.endpoint.status
+        backlog, status = self._backlog, self.status
+        since = self._clock.now() - RECENT
         return SinkFacts(
             name=self.name,
-            type=self._kind,
-            target=self._target,
+            type=self.kind,
+            target=self.target,
             state=status.state,
             since=status.since,
             reason=status.reason,
             failures=status.failures,
-            next_try=self._next_try if status.state == "failing" else None,
+            next_try=self.next_try() if status.state == "failing" else None,
             paused_until=status.paused_until,
             waiting=backlog.events,
             oldest=backlog.oldest,
             last_success=self._last_success,
-            delivered=self._delivered_recently(),
+            delivered=sum(events for at, events in self._recent if at >= since),
             dead_letters=self._dead,
         )
 
-    def _delivered_recently(self) -> int:
-        """Events acknowledged within the last hour."""
-        since = self._clock.now() - RECENT
-        return sum(events for at, events in self._recent if at >= since)
+    # -- what both kinds share --------------------------------------------------------------------------------------
+
+    async def _record(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
+        """Settles, however long the disk refuses: what was acknowledged must not be sent again for that.
+
+        Raises JournalError when there is no use in waiting: a damaged journal, a lost lease, the end of draining.
+        """
+        while True:
+            try:
+                await self._lease.settle(outcomes, endpoint, durable=self._durable)
+            except (JournalDamaged, LeaseLost):
+                raise
+            except JournalError as error:
+                await self._journal_failed(error, "outcomes could not be recorded")
+                if self._draining.is_set() and self._journal_failures >= DRAIN_TRIES:
+                    raise
+            else:
+                if self._journal_failures:
+                    self._log.info("outcomes are recorded again", failures=self._journal_failures)
+                self._journal_failures = 0
+                return
+
+    async def _journal_failed(self, error: JournalError, event: str) -> None:
+        """Counts, says so once, and waits: longer each time, and not for long while draining."""
+        self._journal_failures += 1
+        self._metrics.journal_failed(error.reason)
+        if self._journal_failures == 1:
+            self._log.warning(event, reason=error.reason, error=str(error))
+        seconds = min(LAST_RECORD_SECONDS, 2.0 ** (self._journal_failures - 1))
+        if self._draining.is_set():
+            await self._clock.sleep(min(1.0, seconds))
+        else:
+            await self._first(asyncio.create_task(self._clock.sleep(seconds), name=f"wait for the journal {self.name}"))
+
+    async def _journal_damaged(self, error: JournalDamaged) -> None:
+        """Nothing more can be done until a person has been here."""
+        self._metrics.journal_failed(error.reason)
+        self._log.warning("nothing is sent any more", reason=error.reason, error=str(error))
+        await self._draining.wait()
+
+    async def _first(self, task: "asyncio.Task[Any]") -> None:
+        """Waits for the task or for the order to drain, which cancels it."""
+        draining = asyncio.create_task(self._draining.wait(), name=f"drain {self.name}")
+        try:
+            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+            draining.cancel()
+            await asyncio.gather(task, draining, return_exceptions=True)
+
+    def _matches(self, delivery: Delivery) -> bool:
+        """Whether the sink's rule wants it; a rule that fails lets it pass, and is counted."""
+        if self._rule is None:
+            return True
+        match = self._rule.matches(delivery.body, origin=delivery.origin)
+        if match.error:
+            self._metrics.failed("when")
+            self._log.warning("rule failed, event is sent", event_id=delivery.id, error=match.error)
+        return match.matched
+
+    def _took(self, batch: Sequence[Delivery], outcome: DeliveryOutcome, *, seconds: float) -> None:
+        """The far side has acknowledged these."""
+        now = self._last_success = self._clock.now()
+        self._recent.append((now, len(batch)))
+        while self._recent[0][0] < now - RECENT:
+            self._recent.popleft()
+        lags = [(now - delivery.updated) / SECOND for delivery in batch if delivery.origin == "poll"]
+        self._metrics.delivered(lags, outcome, events=len(batch), seconds=seconds)
+        self._log.debug("batch delivered", events=len(batch), seconds=round(seconds, 3))
+
+
+class Courier(Carrier):
+    """Carries batches, in the order of the journal, to one sink for as long as `run` runs."""
+
+    def __init__(
+        self,
+        *,
+        sink: Sink,
+        lease: SinkLease,
+        kind: str,
+        target: str,
+        rule: "Rule | None" = None,
+        metrics: SinkMetrics,
+        clock: Clock,
+    ) -> None:
+        super().__init__(
+            lease=lease, kind=kind, target=target, rule=rule, durable=not sink.atomic, metrics=metrics, clock=clock
+        )
+        self.endpoint = Endpoint(lease.endpoint, clock=clock)
+        self._sink = sink
+        self._opened = False
+        self._next_try: Instant | None = None
+        self._enabled = asyncio.Event()
+        self._waiting: asyncio.Task[Claim] | None = None
+        metrics.entered(self.endpoint.status.state)
+
+    @property
+    def status(self) -> EndpointStatus:
+        """The health of the far side."""
+        return self.endpoint.status
+
+    async def run(self) -> None:
+        """Delivers until `drain` was called and nothing is due; a far side that is down then gets a few tries.
+
+        So does a journal that can't be used; one that is damaged gets none.
+        """
+        while True:
+            try:
+                if await self._step():
+                    return
+                self._journal_failures = 0
+            except SinkError as error:
+                await self._failed(error)
+            except JournalDamaged as error:
+                await self._journal_damaged(error)
+                return
+            except JournalError as error:
+                await self._journal_failed(error, "nothing could be claimed")
+            if self._draining.is_set() and max(self.status.failures, self._journal_failures) >= DRAIN_TRIES:
+                return
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Lets go of the far side."""
+        await self._sink.close(timeout_seconds)
+
+    def next_try(self) -> Instant | None:
+        """When a far side that fails is tried again."""
+        return self._next_try
+
+    async def enable(self) -> str:
+        """A parked or disabled sink goes on."""
+        before = self.status.state
+        if before not in ("parked", "disabled"):
+            return f"{self.name} was not stopped"
+        self.endpoint.enable()
+        await self._changed()
+        self._enabled.set()
+        return f"{self.name} was {before} and goes on with the oldest waiting event"
+
+    async def disable(self) -> str:
+        """Nothing is sent until it is enabled; everything waits, within `keep`."""
+        self.endpoint.disable()
+        if self._waiting is not None:
+            self._waiting.cancel()
+        await self._changed()
+        return f"{self.name} is disabled; its events wait until it is enabled, or `keep` is over"
+
+    async def test(self) -> str:
+        """Programs read this sink, and would take a test for an event: it is only tried. Raises SinkError."""
+        return f"{await self._sink.probe()}; nothing was sent, since its readers would take a test for an incident"
+
+    async def _changed(self) -> None:
+        await self._record([], self.status)
+        self._metrics.entered(self.status.state)
+        self._log.info("sink state changed", state=self.status.state)
 
     async def _step(self) -> bool:
         """One batch; True when draining is done."""
-        if self.endpoint.status.state == "parked":
-            await self._draining.wait()
-            return True
+        if self.status.state in ("parked", "disabled"):
+            self._enabled.clear()
+            await self._first(asyncio.create_task(self._enabled.wait(), name=f"wait to be enabled {self.name}"))
+            return self._draining.is_set()
         if not self._opened:
             await self._open()
         claim = await self._claim()
         if not claim.deliveries:
             return self._draining.is_set()
+        if self.status.state == "disabled":  # while it was claimed
+            await self._settle(claim.deliveries, "held")
+            return False
         await self._deliver(claim)
         return False
 
@@ -180,71 +334,59 @@ class Courier:
         limit = self._sink.max_batch
         if not self._draining.is_set():
             claiming = asyncio.create_task(self._lease.claim(limit, in_order=True), name=f"claim {self.name}")
+            self._waiting = claiming
             await self._first(claiming)
+            self._waiting = None
             if not claiming.cancelled():
                 return claiming.result()
+            if self.status.state == "disabled":
+                return Claim(deliveries=[], upto=None)
         return await self._lease.claim(limit, in_order=True, wait=False)
-
-    async def _first(self, task: "asyncio.Task[Any]") -> None:
-        """Waits for the task or for the order to drain, which cancels it."""
-        draining = asyncio.create_task(self._draining.wait(), name=f"drain {self.name}")
-        try:
-            await asyncio.wait({task, draining}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            task.cancel()
-            draining.cancel()
-            await asyncio.gather(task, draining, return_exceptions=True)
 
     async def _deliver(self, claim: Claim) -> None:
         """Sends one claim; what the sink refuses becomes dead letters, and the rest is sent without them."""
-        batch: Sequence[Delivery] = claim.deliveries
+        batch, skipped = self._sorted_out(claim)
         try:
             while True:
                 started = self._clock.monotonic()
                 try:
-                    await self._sink.send(batch, upto=claim.upto)
+                    if batch or self._sink.atomic:
+                        await self._sink.send(batch, upto=claim.upto)
                     break
                 except Refused as refused:
-                    await self._bury(refused)
+                    await self._bury(refused, batch)
                     batch = [d for d in batch if d.position not in refused.positions]
         except SinkError:
             self._opened = not self._sink.atomic
-            await self._settle(batch, "held")
+            await self._settle([*batch, *skipped], "held")
             raise
-        await self._settle(batch, "done")
-        self._delivered(batch, seconds=self._clock.monotonic() - started)
+        await self._settle(batch, "done", skipped)
+        if batch:
+            self._took(batch, "delivered", seconds=self._clock.monotonic() - started)
 
-    async def _settle(self, batch: Sequence[Delivery], kind: OutcomeKind) -> None:
-        recovered = kind == "done" and self.endpoint.recovered()
-        await self._record(
-            [Outcome(positions=[delivery.position for delivery in batch], kind=kind)],
-            self.endpoint.status if recovered else None,
+    def _sorted_out(self, claim: Claim) -> tuple[Sequence[Delivery], Sequence[Delivery]]:
+        """What the rule lets pass, and what it does not: an atomic sink moves past the latter with the batch."""
+        if self._rule is None:
+            return claim.deliveries, ()
+        wanted = {delivery.position: self._matches(delivery) for delivery in claim.deliveries}
+        return (
+            [delivery for delivery in claim.deliveries if wanted[delivery.position]],
+            [delivery for delivery in claim.deliveries if not wanted[delivery.position]],
         )
+
+    async def _settle(self, batch: Sequence[Delivery], kind: OutcomeKind, skipped: Sequence[Delivery] = ()) -> None:
+        recovered = kind == "done" and self.status.state != "disabled" and self.endpoint.recovered()
+        outcomes = [Outcome(positions=[delivery.position for delivery in batch], kind=kind)]
+        if skipped:
+            outcomes.append(Outcome(positions=[delivery.position for delivery in skipped], kind="skipped"))
+        await self._record(outcomes, self.endpoint.status if recovered else None)
+        if skipped:
+            self._metrics.settled("skipped", "when", len(skipped))
         if recovered:
             self._metrics.entered("ok")
             self._log.info("sink recovered", failures=self.endpoint.failures_before)
 
-    async def _record(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None) -> None:
-        """Settles, however long the disk refuses: what was acknowledged must not be sent again for that.
-
-        Raises JournalError when there is no use in waiting: a damaged journal, a lost lease, the end of draining.
-        """
-        while True:
-            try:
-                await self._lease.settle(outcomes, endpoint, durable=not self._sink.atomic)
-            except (JournalDamaged, LeaseLost):
-                raise
-            except JournalError as error:
-                await self._journal_failed(error, "outcomes could not be recorded")
-                if self._draining.is_set() and self._journal_failures >= DRAIN_TRIES:
-                    raise
-            else:
-                if self._journal_failures:
-                    self._log.info("outcomes are recorded again", failures=self._journal_failures)
-                self._journal_failures = 0
-                return
-
-    async def _bury(self, refused: Refused) -> None:
+    async def _bury(self, refused: Refused, batch: Sequence[Delivery]) -> None:
         """Dead letters are durable before the rest of the batch moves the position past them."""
         await self._record(
             [Outcome(positions=[at], kind="dead", reason=reason) for at, reason in refused.positions.items()]
@@ -252,19 +394,15 @@ class Courier:
         self._metrics.settled("dead", refused.reason, len(refused.positions))
         self._dead += len(refused.positions)
         self._metrics.buried(self._dead)
-        self._log.error("events became dead letters", events=len(refused.positions), reason=str(refused))
-
-    def _delivered(self, batch: Sequence[Delivery], *, seconds: float) -> None:
-        now = self._last_success = self._clock.now()
-        lags = [(now - delivery.updated) / SECOND for delivery in batch if delivery.origin == "poll"]
-        self._recent.append((now, len(batch)))
-        while self._recent[0][0] < now - RECENT:
-            self._recent.popleft()
-        self._metrics.delivered(lags, events=len(batch), seconds=seconds)
-        self._log.debug("batch delivered", events=len(batch), seconds=round(seconds, 3))
+        for delivery in batch:
+            if delivery.position in refused.positions:
+                reason = refused.positions[delivery.position]
+                self._log.error("event became a dead letter", event_id=delivery.id, uuid=delivery.uuid, reason=reason)
 
     async def _failed(self, error: SinkError) -> None:
         """The endpoint is at fault: nothing is lost, everything is held, and tried again after a while."""
+        if self.status.state == "disabled":  # while it was sent: a person's word stands
+            return
         first = self.endpoint.failed(error, gone=isinstance(error, Gone))
         self._metrics.settled("retried", error.reason, 1)
         self._metrics.entered(self.endpoint.status.state)

@@ -17,7 +17,7 @@ from relay.errors import JOURNAL_REASONS
 from relay.incidents import KINDS, Event
 
 PollOutcome = Literal["complete", "failed"]
-DeliveryOutcome = Literal["delivered", "retried", "dead", "expired"]
+DeliveryOutcome = Literal["delivered", "accepted", "retried", "dead", "skipped", "superseded", "expired"]
 SinkState = Literal["ok", "failing", "paused", "parked", "disabled"]
 View = Literal["update_time", "create_time"]
 VIEWS: Final[tuple[View, ...]] = get_args(View)
@@ -165,6 +165,12 @@ class Metrics:
         )
         self.sink_state = Gauge(
             "relay_sink_state", "1 for the state that the sink is in.", ["sink", "state"], registry=registry
+        )
+        self.sink_paused_until = Gauge(
+            "relay_sink_paused_until_timestamp_seconds",
+            "Until when the far side asked to wait; absent when it does not.",
+            ["sink"],
+            registry=registry,
         )
         # -- the relay itself
         self.errors = Counter("relay_errors", "Errors, by where and why.", ["component", "reason"], registry=registry)
@@ -323,9 +329,11 @@ class SinkMetrics:
         metrics.dead_letters.labels("sink", name).set(0)
         self.entered("ok")
 
-    def delivered(self, lags_seconds: Sequence[float], *, events: int, seconds: float) -> None:
+    def delivered(
+        self, lags_seconds: Sequence[float], outcome: DeliveryOutcome = "delivered", *, events: int, seconds: float
+    ) -> None:
         """A batch was acknowledged; `lags_seconds` are those of its live events."""
-        self._metrics.deliveries.labels(self._name, "delivered", "").inc(events)
+        self._metrics.deliveries.labels(self._name, outcome, "").inc(events)
         self._metrics.delivery_duration.labels(self._name).observe(seconds)
         observe = self._metrics.lag.labels(self._name).observe
         for lag in lags_seconds:
@@ -344,6 +352,17 @@ class SinkMetrics:
         """The sink is in this state now."""
         for one in STATES:
             self._metrics.sink_state.labels(self._name, one).set(one == state)
+
+    def paused(self, until: Instant | None) -> None:
+        """The far side asked to wait until then; None: it does not."""
+        if until is None:
+            self._metrics.sink_paused_until.remove_by_labels({"sink": self._name})
+        else:
+            self._metrics.sink_paused_until.labels(self._name).set(until / SECOND)
+
+    def failed(self, reason: str) -> None:
+        """Something of this sink failed that is no delivery."""
+        self._metrics.errors.labels(f"sink {self._name}", reason).inc()
 
     def waits(self, events: int, oldest: Instant | None) -> None:
         """The backlog; `oldest` is None when nothing waits."""

@@ -1,7 +1,11 @@
-"""CloudEvents 1.0 attributes of an event, and their binary mode for Kafka. Not the value: that is the format's."""
+"""CloudEvents 1.0 attributes of an event: binary mode for Kafka, structured mode for HTTP. Not the value: that is the
+format's.
+"""
 
 from functools import lru_cache
 from typing import Final, Protocol
+
+import msgspec
 
 from relay.clock import SECOND, Instant
 from relay.incidents import Kind, Origin, format_instant
@@ -9,8 +13,28 @@ from relay.incidents import Kind, Origin, format_instant
 DATA_SCHEMA: Final = "urn:incident-relay:incident:1"
 """Names the shape of `native`. Within one number fields are only added."""
 
+STRUCTURED_TYPE: Final = "application/cloudevents+json; charset=utf-8"
+"""The content type of what `structured` gives."""
+
 Headers = list[tuple[str, str | bytes | None]]
 """Of a Kafka record, as confluent-kafka types them; ours are never None."""
+
+
+class _Envelope(msgspec.Struct, frozen=True, gc=False):
+    specversion: str
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str
+    dataschema: str
+    datacontenttype: str
+    sequence: str
+    origin: Origin
+    data: msgspec.Raw
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Attributes(Protocol):
@@ -69,8 +93,32 @@ def kafka_headers(event: Attributes) -> Headers:
         ("ce_id", event.id),
         ("ce_subject", event.uuid),
         ("ce_time", time_text(event.updated)),
-        ("ce_sequence", str(event.sequence).zfill(20)),
+        ("ce_sequence", _sequence_text(event.sequence)),
     ]
+
+
+def structured(event: Attributes, value: bytes) -> bytes:
+    """Structured mode of the HTTP protocol binding: the attributes of binary mode, `data` the JSON value as it is."""
+    return _encode(
+        _Envelope(
+            "1.0",
+            event.id,
+            source_uri(event.source),
+            type_name(event.kind),
+            event.uuid,
+            time_text(event.updated),
+            DATA_SCHEMA,
+            "application/json",
+            _sequence_text(event.sequence),
+            event.origin,
+            msgspec.Raw(value),
+        )
+    )
+
+
+def _sequence_text(sequence: int) -> str:
+    """Sorts as text as it does as a number."""
+    return str(sequence).zfill(20)
 
 
 @lru_cache(maxsize=4096)

@@ -48,6 +48,7 @@ _decode_body = msgspec.json.Decoder(dict[str, _Fields]).decode
 _decode_named = msgspec.json.Decoder(_Named).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_names = msgspec.json.Decoder(list[str] | None).decode
+_REPLAY: Final = msgspec.Raw(_encode("replay"))
 
 
 def render(event: Event) -> bytes:
@@ -78,6 +79,13 @@ def id_of(body: bytes) -> str | None:
         return _decode_named(body).event.id
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def replayed(body: bytes) -> bytes:
+    """The same event as one that is sent again: its `origin` says so, all else keeps its order and spelling."""
+    native = _decode_body(body)
+    native["event"]["origin"] = _REPLAY
+    return _encode(native)
 
 
 def omit(body: bytes, fields: Collection[str]) -> bytes:

@@ -10,15 +10,34 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from relay.settings.layers import Key, Layer, Place, Problem, merge, variable_of
-from relay.settings.model import EMPTY, FileSink, KafkaSink, Settings, Source, StdoutSink, secret_keys
+from relay.settings.model import (
+    EMPTY,
+    FileSink,
+    KafkaSink,
+    Settings,
+    SlackSink,
+    Source,
+    StdoutSink,
+    TeamsSink,
+    WebhookSink,
+    secret_keys,
+)
 
-SINK_TYPES: Final[Mapping[str, type[BaseModel]]] = {"kafka": KafkaSink, "stdout": StdoutSink, "file": FileSink}
+SINK_TYPES: Final[Mapping[str, type[BaseModel]]] = {
+    "kafka": KafkaSink,
+    "webhook": WebhookSink,
+    "slack": SlackSink,
+    "teams": TeamsSink,
+    "stdout": StdoutSink,
+    "file": FileSink,
+}
 
 _CURES: Final[Mapping[str, str]] = {
     "username": "write the API user's login",
     "password": "write password_file, or password",
     "topic": "name the topic, such as eset.incidents",
     "path": "name the file, such as events.ndjson",
+    "url": "write url_file, or url",
 }
 _WORDS: Final[Mapping[str, str]] = {
     "int_parsing": "is not a whole number",

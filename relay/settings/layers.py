@@ -79,6 +79,7 @@ def read_file(path: Path, shown: str) -> Layer:
             layer.values.update(reading.mapping(node, ()))
         elif node is not None and reading.plain(node, ()) is not None:
             layer.problems.append(Problem(Place(1, shown), "", "is not a mapping; begin with sources: and sinks:"))
+    _lower_headers(layer)
     return layer
 
 
@@ -110,21 +111,50 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key_of(variable: str) -> Key:
-    """`RELAY_SOURCES__ACME__REGION` → sources, acme, region. Under `kafka`, `_` stands for `.`."""
+    """`RELAY_SOURCES__ACME__REGION` → sources, acme, region.
+
+    Under `kafka`, `_` stands for `.`; under `headers`, for `-`.
+    """
     parts = tuple(variable.removeprefix(PREFIX).lower().split(DELIMITER))
-    depth = kafka_depth(parts)
+    depth, stands_for = _free_names(parts)
     if depth is None or len(parts) == depth:
         return parts
     option = DELIMITER.join(parts[depth:])
     stem, file = (option[:-5], "_file") if option.endswith("_file") else (option, "")
-    return (*parts[:depth], stem.replace("_", ".") + file)
+    return (*parts[:depth], stem.replace("_", stands_for) + file)
 
 
 def variable_of(key: Key) -> str:
     """The variable that sets a key."""
-    depth = kafka_depth(key)
-    parts = key if depth is None else (*key[:depth], *(part.replace(".", "_") for part in key[depth:]))
+    depth, stands_for = _free_names(key)
+    parts = key if depth is None else (*key[:depth], *(part.replace(stands_for, "_") for part in key[depth:]))
     return PREFIX + DELIMITER.join(parts).upper()
+
+
+def _free_names(key: Key) -> tuple[int | None, str]:
+    """How many parts lead to the block of names of somebody else's that the key is in, and what `_` is in them."""
+    if key[:1] == ("sinks",) and key[2:3] == ("headers",):
+        return 3, "-"
+    return kafka_depth(key), "."
+
+
+def _lower_headers(layer: Layer) -> None:
+    """Names of headers are one in upper and lower case, so that a variable can stand above the file."""
+    sinks = layer.values.get("sinks")
+    for label, sink in sinks.items() if isinstance(sinks, dict) else ():
+        headers = sink.get("headers") if isinstance(sink, dict) else None
+        if not isinstance(headers, dict):
+            continue
+        lowered: dict[str, Any] = {}
+        for name, value in headers.items():
+            place = layer.places.get(("sinks", label, "headers", name))
+            if name.lower() in lowered and place is not None:
+                text = "is given twice, in another case; keep one of the two"
+                layer.problems.append(Problem(place, f"sinks.{label}.headers.{name}", text))
+            elif place is not None:
+                layer.places["sinks", label, "headers", name.lower()] = place
+            lowered[name.lower()] = value
+        sink["headers"] = lowered
 
 
 def kafka_depth(key: Key) -> int | None:
@@ -135,16 +165,14 @@ def kafka_depth(key: Key) -> int | None:
 
 
 def parse_list(value: Any) -> Any:
-    """A list as it is; text, as a variable holds it, is read as YAML: `[description, tags]`."""
+    """A list that a variable holds as text, read as YAML: `[description, tags]`. All else comes back as it is."""
     if not isinstance(value, str):
         return value
     try:
         node = yaml.compose(value, Loader=_LOADER)
     except yaml.YAMLError:
         node = None
-    if isinstance(node, yaml.SequenceNode):
-        return _Reading("", Layer()).plain(node, ())
-    raise ValueError("is not a list; write it in brackets, such as [description, tags]")
+    return _Reading("", Layer()).plain(node, ()) if isinstance(node, yaml.SequenceNode) else value
 
 
 class _Reading:

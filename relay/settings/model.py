@@ -21,6 +21,7 @@ from relay.clock import Instant
 from relay.settings.layers import parse_list
 from relay.settings.secret import Given, Secret, check_secret, reason
 from relay.settings.units import format_duration, format_size, parse_duration, parse_size, parse_start
+from relay.signing import is_header, is_reserved, key_of, secrets_in
 
 Region = Literal["eu", "de", "us", "ca", "jpn"]
 REGIONS: Final[tuple[Region, ...]] = get_args(Region)
@@ -29,21 +30,14 @@ LONGEST_TOPIC = 249
 LONGEST_LABEL = 40
 LONGEST_SOCKET_PATH = 107
 EMPTY = "is empty; write a value, or remove the key"
+FIELDS: Final = "[description, tags]"
+RETRIES: Final = "[0s, 5s, 30s]"
 
 # What the contract promises and this version cannot do yet: refused by name, instead of ignored. A key alone is refused
 # whatever its value; one with values is refused when it has one of them. Whoever builds a thing deletes its line.
 NOT_YET: Final[Mapping[str, tuple[str, ...]]] = {
     "journal.kind": ("kafka",),
-    "sinks.*.type": ("slack", "teams", "webhook"),
     "sinks.*.format": ("ocsf", "ecs"),
-    "sinks.*.when": (),
-    "sinks.*.notify": (),
-    "sinks.*.retry": (),
-    "sinks.*.concurrency": (),
-    "sinks.*.timeout": (),
-    "sinks.*.headers": (),
-    "sinks.*.proxy": (),
-    "sinks.*.tls": (),
 }
 
 folder: ContextVar[Path] = ContextVar("folder", default=Path())
@@ -73,6 +67,18 @@ def _text(value: Any) -> str:
 
 def _parsed(parse: Callable[[str], _T]) -> BeforeValidator:
     return BeforeValidator(lambda value: value if isinstance(value, timedelta | int) else parse(_text(value)))
+
+
+def _listed(example: str) -> BeforeValidator:
+    """A list, or its text as a variable holds it."""
+
+    def check(value: Any) -> Any:
+        listed = parse_list(value)
+        if isinstance(listed, list | tuple):
+            return listed
+        raise ValueError(f"is not a list; write it in brackets, such as {example}" if listed else EMPTY)
+
+    return BeforeValidator(check)
 
 
 def _at_least(least: Any, shown: str) -> AfterValidator:
@@ -116,10 +122,10 @@ def _url(value: Any) -> str:
     text = _text(value)
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https") or re.search(r"[\s\x00-\x1f]", text):
+        host, port = None, None
+    if not host or port == 0 or parts.scheme not in ("http", "https") or re.search(r"[\s\x00-\x1f]", text):
         raise ValueError("is not a URL; write it in full, such as https://host.example")
     return text
 
@@ -190,6 +196,72 @@ def _fields(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _sink_url(value: Any, *, login: str = "send it as a header instead, by headers") -> Secret:
+    """The URL of a sink: hidden, because it may hold a token, and so may its query. `login`: what to do with one."""
+    secret = check_secret(value)
+    parts = urlsplit(_url(secret.reveal()))
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"holds a login; {login}")
+    if parts.fragment:
+        raise ValueError("has a fragment; remove it")
+    return secret
+
+
+def _chat_url(value: Any) -> Secret:
+    secret = _sink_url(value, login="copy the URL as the service gives it")
+    parts = urlsplit(secret.reveal())
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        raise ValueError("is not encrypted; use https, as the service gives it (http is only for this machine)")
+    return secret
+
+
+def _signing_secrets(value: Any) -> Secret:
+    """One secret a line: several while they are rotated."""
+    secret = check_secret(value)
+    secrets = secrets_in(secret.reveal())
+    if not secrets:
+        raise ValueError("is empty; write one signing secret a line, or remove the key")
+    for number, one in enumerate(secrets, start=1):
+        try:
+            key_of(one)
+        except ValueError as exc:
+            which = f"secret {number}: " if len(secrets) > 1 else ""
+            raise ValueError(f"cannot be used: {which}{exc}; copy it whole, as the receiver gave it") from None
+    return secret
+
+
+def _retry(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError(f"is empty; write the waits before each attempt, such as {RETRIES}")
+    return value
+
+
+def _header(value: Any) -> str:
+    if not isinstance(value, str) or not is_header(value):
+        raise ValueError("is no name of a header; use letters, digits and '-'")
+    if is_reserved(value):
+        raise ValueError("is set by the relay; remove it")
+    return value
+
+
+def _header_value(value: Any) -> Secret:
+    secret = check_secret(value)
+    if not all(" " <= character <= "~" for character in secret.reveal()):
+        raise ValueError("has a value that no header can carry; use printable ASCII on one line")
+    return secret
+
+
+def _fold_headers(value: Any) -> Any:
+    """Takes `<name>_file` as the file that holds the value of `<name>`."""
+    if not isinstance(value, dict):
+        return value
+    names = dict.fromkeys(name.removesuffix("_file") for name in value)
+    return {
+        name: _given(value.get(name), value[f"{name}_file"]) if f"{name}_file" in value else value[name]
+        for name in names
+    }
+
+
 def _socket(value: Any) -> Literal["auto"] | Path:
     if value == "auto":
         return "auto"
@@ -245,6 +317,10 @@ Endpoint = Annotated[str, BeforeValidator(_endpoint)]
 Text = Annotated[str, Field(min_length=1)]
 KafkaOptions = Annotated[dict[str, Annotated[str | Secret, BeforeValidator(_option)]], BeforeValidator(_fold_options)]
 Proxy = Annotated[Literal["none", "env"] | Secret, BeforeValidator(_proxy)]
+Headers = Annotated[
+    dict[Annotated[str, BeforeValidator(_header)], Annotated[Secret, BeforeValidator(_header_value)]],
+    BeforeValidator(_fold_headers),
+]
 
 
 class _Group(BaseModel):
@@ -363,12 +439,76 @@ class _Sink(_Group):
 
     format: Literal["native"] = "native"
     """The shape of an event. `native` is ESET's own JSON, untouched, beside what the relay knows."""
-    omit: Annotated[tuple[str, ...], BeforeValidator(parse_list), AfterValidator(_fields)] = ()
+    omit: Annotated[tuple[str, ...], _listed(FIELDS), AfterValidator(_fields)] = ()
     """Top-level fields of an incident that this sink must not see."""
     keep: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(days=7)
     """How long an event waits for this sink. As long as the journal's retention, when that is shorter."""
     start: Literal["earliest", "now"] = "earliest"
     """Where a new sink begins: with all that the journal still holds, or with what comes next."""
+
+    when: Text | None = None
+    """A rule in CEL: only events that it matches are sent. Without it, all are."""
+
+
+class _MessageSink(_Sink):
+    """What sinks take that post one message at a time."""
+
+    retry: Annotated[tuple[Duration, ...], _listed(RETRIES), AfterValidator(_retry)] = tuple(
+        timedelta(seconds=seconds) for seconds in (0, 5, 30, 300, 1800, 7200)
+    )
+    """The wait before each attempt at a message that is at fault itself; after the last it is a dead letter."""
+    timeout: Annotated[Duration, _duration(timedelta(milliseconds=100))] = timedelta(seconds=15)
+    """One request and its whole answer. Slack and Teams give up after 10 to 30 s themselves."""
+    notify: Label | None = None
+    """Another sink, Slack or Teams, that is told when this one is given up."""
+    proxy: Proxy = "env"
+    """`none`, `env` (HTTPS_PROXY and NO_PROXY) or a URL; hidden, because it may hold a login."""
+    tls: Tls = Tls()
+    """Certificates for this sink's host."""
+
+
+class WebhookSink(_MessageSink):
+    """A generic webhook: CloudEvents, one a request, signed after Standard Webhooks."""
+
+    type: Literal["webhook"]
+    """Which kind of sink this is."""
+    url: Annotated[Secret, BeforeValidator(_sink_url)]
+    """Where events are posted. Hidden, because it may hold a token."""
+    secrets: Annotated[Secret | None, BeforeValidator(_signing_secrets)] = None
+    """Signing secrets, one a line; with several, each request carries a signature by each. None: unsigned."""
+    headers: Headers = {}
+    """More headers, such as Authorization. A value may come from a file, as `<name>_file`."""
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 8
+    """How many requests at once, each about another incident."""
+
+
+class _ChatSink(_MessageSink):
+    """What sinks take that people read."""
+
+    url: Annotated[Secret, BeforeValidator(_chat_url)]
+    """The URL that the service gave; who knows it can post."""
+    start: Literal["earliest", "now"] = "now"
+    """Where a new sink begins: with what comes next, or with all that the journal still holds."""
+    max_age: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(hours=24)
+    """What was updated longer ago is skipped, and counted: after an outage nobody reads old alerts."""
+    digest_above: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """With more waiting than that, one message stands for up to 50."""
+    concurrency: Annotated[int, Field(ge=1, le=1)] = 1
+    """One message at a time, so that a channel reads in order."""
+
+
+class SlackSink(_ChatSink):
+    """A Slack channel, by an incoming webhook."""
+
+    type: Literal["slack"]
+    """Which kind of sink this is."""
+
+
+class TeamsSink(_ChatSink):
+    """A Teams channel, by a Workflows URL."""
+
+    type: Literal["teams"]
+    """Which kind of sink this is."""
 
 
 class KafkaSink(_Sink):
@@ -404,7 +544,7 @@ class FileSink(_Sink):
     """The file. One sink a file."""
 
 
-Sink = Annotated[KafkaSink | StdoutSink | FileSink, Field(discriminator="type")]
+Sink = Annotated[KafkaSink | WebhookSink | SlackSink | TeamsSink | StdoutSink | FileSink, Field(discriminator="type")]
 
 
 class Http(_Group):
@@ -505,6 +645,15 @@ class Settings(BaseSettings):
             yield source.password
             if isinstance(source.proxy, Secret):
                 yield source.proxy
+        for sink in self.sinks.values():
+            if isinstance(sink, WebhookSink | SlackSink | TeamsSink):
+                yield sink.url
+                if isinstance(sink.proxy, Secret):
+                    yield sink.proxy
+            if isinstance(sink, WebhookSink):
+                yield from sink.headers.values()
+                if sink.secrets is not None:
+                    yield sink.secrets
         blocks = [self.kafka, *(sink.kafka for sink in self.sinks.values() if isinstance(sink, KafkaSink))]
         for block in blocks:
             yield from (value for value in block.values() if isinstance(value, Secret))

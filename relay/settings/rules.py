@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
-from relay.settings.document import Document
+from relay.settings.document import SINK_TYPES, Document
 from relay.settings.layers import Key, Problem
-from relay.settings.model import NOT_YET, Journal, KafkaSink, Settings, folder
+from relay.settings.model import NOT_YET, Journal, KafkaSink, Settings, SlackSink, TeamsSink, WebhookSink, folder
 from relay.settings.units import format_duration, parse_duration
 
 # What exactly-once delivery depends on: the relay sets these itself, and takes no other value.
@@ -41,6 +42,8 @@ INCIDENT_FIELDS = (
     "updateTime",
     "uuid",
 )
+MESSAGE_SINKS = ("webhook", "slack", "teams")
+CHAT_SINKS = ("slack", "teams")
 SHORT_LOOKBACK = timedelta(minutes=1)
 CEILING_PER_SECOND = 10
 
@@ -94,9 +97,18 @@ def doubtful(settings: Settings) -> Iterator[str]:
     if settings.api.requests_per_second > CEILING_PER_SECOND:
         yield "api.requests_per_second is above 10, where ESET answers 429; 8 leaves room for retries"
     for label, sink in settings.sinks.items():
+        if isinstance(sink, WebhookSink) and _is_open(sink.url.reveal()):
+            yield f"sinks.{label}.url is not encrypted: whoever is on the way can read the incidents; use https"
+        if isinstance(sink, WebhookSink | SlackSink | TeamsSink) and sink.retry[0]:
+            yield f"sinks.{label}.retry does not begin with 0s: the first attempt is made at once all the same"
         for name in sink.omit:
             if name not in INCIDENT_FIELDS:
                 yield f"sinks.{label}.omit names {name}, which is no field of an incident that is known today"
+
+
+def _is_open(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def _empty(document: Document) -> Iterator[Problem]:
@@ -134,8 +146,35 @@ def _sink(document: Document, at: Key) -> Iterator[Problem]:
     if keep is not None and keep > retention:
         longest = format_duration(retention)
         yield document.problem((*at, "keep"), f"is longer than journal.retention; at most {longest}, or raise that")
-    if document.get(*at, "type") == "kafka":
+    kind = document.get(*at, "type")
+    if kind == "kafka":
         yield from _kafka_sink(document, at)
+    if kind in MESSAGE_SINKS:
+        yield from _message_sink(document, at)
+
+
+def _message_sink(document: Document, at: Key) -> Iterator[Problem]:
+    told = document.get(*at, "notify")
+    if isinstance(told, str) and told:
+        wrong = _wrong_notify(document, told, own=at[1])
+        if wrong:
+            yield document.problem((*at, "notify"), f"{wrong}; name one of type slack or teams, or remove it")
+    tls = document.group(*at, "tls")
+    if tls.get("key_file") is not None and tls.get("cert_file") is None:
+        yield document.problem((*at, "tls", "key_file"), "needs cert_file, the certificate that goes with it")
+
+
+def _wrong_notify(document: Document, told: str, *, own: str) -> str:
+    if told == own:
+        return "names the sink itself"
+    if told not in document.group("sinks"):
+        return "names no sink"
+    kind = document.get("sinks", told, "type")
+    return (
+        ""
+        if kind in CHAT_SINKS or not isinstance(kind, str) or kind not in SINK_TYPES
+        else "names a sink that nobody reads"
+    )
 
 
 def _kafka_sink(document: Document, at: Key) -> Iterator[Problem]:
@@ -185,8 +224,6 @@ def _matching(document: Document, pattern: Key, at: Key = ()) -> Iterator[Key]:
 
 
 def _instead(key: Key) -> str:
-    if key[-1] == "type":
-        return "there are kafka, stdout and file"
     if key[-1] == "kind":
         return "use sqlite"
     return "use native" if key[-1] == "format" else "remove it"

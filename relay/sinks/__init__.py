@@ -1,11 +1,12 @@
-"""The contract of a sink, and the one line each sink has here. A sink knows nothing of retries, order or storage."""
+"""The contract of a sink. A sink knows nothing of retries, order or storage."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from relay.clock import Instant
+from relay.formats.message import Notice
 from relay.incidents import Kind, Origin
 
 
@@ -68,4 +69,15 @@ class Sink(Protocol):
 
     async def close(self, timeout_seconds: float) -> None:
         """Lets go of the far side within that time. Never raises; `open` may follow."""
+        ...
+
+
+class MessageSink(Sink, Protocol):
+    """A far side that takes one message at a time; a batch of several is one message that stands for all of them."""
+
+    outcome: Literal["delivered", "accepted"]
+    """What an acknowledgement means: it is there, or somebody took it on."""
+
+    async def tell(self, notice: Notice) -> None:
+        """Posts what is no event. Raises Refused, Unavailable or Gone; does nothing where only programs read."""
         ...

@@ -1,7 +1,7 @@
-"""One suite over every sink: what `relay.sinks.Sink` promises, against real files, pipes and a real Kafka."""
+"""One suite over every sink: what `relay.sinks.Sink` promises, against real files, pipes, sockets and a real Kafka."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,8 @@ from relay.errors import Gone, Refused, Unavailable
 from relay.sinks import Delivery, Position
 from tests.support.deliveries import deliveries, delivery
 from tests.support.kafka import Kafka
-from tests.support.sinks import JOURNAL, FileStage, KafkaStage, Stage, StdoutStage
+from tests.support.receiver import receiving
+from tests.support.sinks import JOURNAL, FileStage, KafkaStage, Stage, StdoutStage, WebhookStage
 
 
 @pytest.fixture(
@@ -19,15 +20,19 @@ from tests.support.sinks import JOURNAL, FileStage, KafkaStage, Stage, StdoutSta
         pytest.param("kafka-non-transactional", marks=pytest.mark.kafka),
         "file",
         "stdout",
+        "webhook",
     ]
 )
-def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
     if request.param == "file":
         yield FileStage(path=tmp_path / "events.ndjson")
     elif request.param == "stdout":
         out = StdoutStage()
         yield out
         out.end()
+    elif request.param == "webhook":
+        async with receiving() as receiver:
+            yield WebhookStage(receiver=receiver)
     else:
         kafka: Kafka = request.getfixturevalue("kafka")
         yield KafkaStage(kafka=kafka, transactional=request.param == "kafka")

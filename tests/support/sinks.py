@@ -8,11 +8,15 @@ from typing import Protocol
 
 import msgspec
 
+from relay.clock import SystemClock
 from relay.formats import native
 from relay.sinks import Sink
 from relay.sinks.kafka import KafkaSink
 from relay.sinks.ndjson import FileSink, StdoutSink
+from relay.sinks.webhook import WebhookSink
+from relay.transport import http_client
 from tests.support.kafka import Kafka, committed, events, fresh
+from tests.support.receiver import Receiver, unused_port
 
 JOURNAL = "journal-1"
 
@@ -147,6 +151,39 @@ class StdoutStage:
         while chunk := os.read(self._reader, 1 << 16):
             self._text += chunk
         os.close(self._reader)
+
+
+@dataclass(kw_only=True)
+class WebhookStage:
+    """A receiver that takes everything."""
+
+    receiver: Receiver
+    repeats: bool = True
+
+    def sink(self) -> WebhookSink:
+        """Another sink that posts to it."""
+        return _webhook(self.receiver.url)
+
+    def ids(self) -> list[str]:
+        """The ids of what it got, in the order of arrival."""
+        return [asked.json()["id"] for asked in self.receiver.asked]
+
+    def broken(self) -> Sink:
+        """Nobody listens there."""
+        return _webhook(f"http://127.0.0.1:{unused_port()}/")
+
+
+def _webhook(url: str) -> WebhookSink:
+    return WebhookSink(
+        "soar",
+        url=lambda: url,
+        secrets=lambda: ["secret"],
+        headers=dict,
+        http=http_client(proxy="none", guarded=True),
+        timeout_seconds=5,
+        omit=(),
+        clock=SystemClock(),
+    )
 
 
 def ids_of(text: bytes) -> list[str]:

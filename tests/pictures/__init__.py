@@ -1,0 +1,1 @@
+"""The pictures of chat messages in the documentation, and the events that they show: `python -m tests.pictures`."""
