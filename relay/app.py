@@ -14,14 +14,14 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 from relay import __version__, control, web
-from relay.assembly import Accounts, make_courier, make_journal, make_source
+from relay.assembly import Accounts, introduce_to_each_other, make_courier, make_journal, make_rules, make_source
 from relay.clock import Clock, SystemClock
-from relay.delivery import Courier
+from relay.delivery import Carrier
 from relay.errors import JournalDamaged, JournalError, JournalLocked
-from relay.journal import Journal, JournalUse
+from relay.journal import DeadLetter, Journal, JournalUse
 from relay.metrics import Metrics
 from relay.settings import Settings
-from relay.status import RelayFacts
+from relay.status import MAX_DEAD, RelayFacts
 from relay.tasks import SourceTask
 
 log = structlog.get_logger()
@@ -45,15 +45,20 @@ class Relay:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.metrics = Metrics(self.clock)
+        self._rules = make_rules(settings)
+        for name, rule in self._rules.items():
+            for warning in rule.warnings:
+                log.warning("configuration doubtful", problem=f"sinks.{name}.when {warning}")
         self.journal: Journal = make_journal(settings, clock=self.clock)
         self.sources: list[SourceTask] = []
-        self.couriers: list[Courier] = []
+        self.couriers: list[Carrier] = []
         self.http_port = 0
         self._accounts = Accounts(settings, metrics=self.metrics, clock=self.clock)
         self._started = self.clock.now()
         self._stop = asyncio.Event()
         self._closed = False
         self._use: JournalUse | None = None
+        self._letters: list[DeadLetter] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -133,9 +138,15 @@ class Relay:
             for name in self.settings.sinks:
                 self.couriers.append(
                     await make_courier(
-                        name, settings=self.settings, journal=self.journal, metrics=self.metrics, clock=self.clock
+                        name,
+                        settings=self.settings,
+                        journal=self.journal,
+                        rules=self._rules,
+                        metrics=self.metrics,
+                        clock=self.clock,
                     )
                 )
+            introduce_to_each_other(self.couriers, self.settings)
             self.metrics.tasks_held.labels("source").set(len(self.sources))
             self.metrics.tasks_held.labels("sink").set(len(self.couriers))
             yield
@@ -210,6 +221,8 @@ class Relay:
             else:
                 for courier in self.couriers:
                     courier.expired(done.expired.get(courier.name, {}))
+                if done.forgotten:
+                    log.info("removed sinks forgotten", sinks=done.forgotten)
                 if done.deleted:
                     log.debug("delivered events deleted", events=done.deleted)
             await self.clock.sleep(TEND_SECONDS)
@@ -225,6 +238,7 @@ class Relay:
                     await courier.report()
                 for source in self.sources:
                     await source.report()
+                self._letters = (await self.journal.dead_letters(limit=MAX_DEAD)).newest
             except JournalError as error:
                 self.metrics.journal_failed(error.reason)
                 if isinstance(error, JournalDamaged):
@@ -287,4 +301,5 @@ class Relay:
             polling_stopped_by=stopped.facts().error_reason if stopped else "",
             polling_stopped_since=stopped.since if stopped else None,
             budget_requests_per_second=self.settings.api.requests_per_second,
+            dead_letters=[control.letter_facts(letter, titles=self.settings.http.titles) for letter in self._letters],
         )

@@ -8,9 +8,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar
 
 import typer
 
@@ -18,7 +19,10 @@ from relay import __version__
 from relay.errors import ConfigError, RelayError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from relay.app import Relay
+    from relay.control import Answer, AnyCommand
     from relay.eset.client import EsetClient
     from relay.eset.wire import DecodedPage
     from relay.settings import Settings
@@ -38,6 +42,10 @@ incidents = typer.Typer(help="Ask the API by hand.", no_args_is_help=True)
 app.add_typer(incidents, name="incidents")
 sources = typer.Typer(help="Look after the sources.", no_args_is_help=True)
 app.add_typer(sources, name="sources")
+sinks = typer.Typer(help="Look after the sinks.", no_args_is_help=True)
+app.add_typer(sinks, name="sinks")
+dead_letters = typer.Typer(help="See to what was refused for good.", no_args_is_help=True)
+app.add_typer(dead_letters, name="dead-letters")
 
 ConfigOption = Annotated[
     Path | None,
@@ -47,6 +55,11 @@ ConfigOption = Annotated[
 ]
 SourceOption = Annotated[str | None, typer.Option("--source", help="Which source; needed when there are several.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+OfSinkOption = Annotated[str | None, typer.Option("--sink", help="Those of this sink.", show_default=False)]
+OfSourceOption = Annotated[str | None, typer.Option("--source", help="Those of this source.", show_default=False)]
+IdsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[ID]...", help="Ids, or how they begin.", show_default=False)
+]
 
 
 def main() -> None:
@@ -313,6 +326,208 @@ def accept_missing(label: str, config: ConfigOption = None) -> None:
     from relay.control import accept_missing as accept
 
     typer.echo(asyncio.run(accept(_settings(config), label, clock=SystemClock())))
+
+
+def _command(config: Path | None, command: "AnyCommand") -> "Answer":
+    """Has the command executed, by the running relay or here."""
+    from relay.clock import SystemClock
+    from relay.control import ask
+
+    return ask(_settings(config), command, clock=SystemClock())
+
+
+def _say(answer: "Answer", *, as_json: bool) -> None:
+    """The sentence for people; for scripts all of it."""
+    typer.echo(json.dumps(answer, indent=2) if as_json else answer["done"])
+
+
+def _show(answer: "Answer", draw: "Callable[[Answer, Console], None]", *, as_json: bool) -> None:
+    from relay.terminal import make_console
+
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        draw(answer, make_console())
+
+
+@sources.command("list")
+def list_sources(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the sources: how far each is read, and what is known of it."""
+    from relay.control import ListSources
+    from relay.terminal import print_sources
+
+    _show(_command(config, ListSources()), print_sources, as_json=as_json)
+
+
+@sources.command("rename")
+def rename_source(old: str, new: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Keep ledger and progress under a new label: stop the relay, edit its configuration, run this, start it."""
+    from relay.control import RenameSource
+
+    _say(_command(config, RenameSource(old=old, new=new)), as_json=as_json)
+
+
+@sinks.command("list")
+def list_sinks(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the sinks: state, what waits, dead letters; removed ones as well while something is kept for them."""
+    from relay.control import ListSinks
+    from relay.terminal import print_sinks
+
+    _show(_command(config, ListSinks()), print_sinks, as_json=as_json)
+
+
+@sinks.command("enable")
+def enable_sink(name: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Let a parked or disabled sink go on with the oldest waiting event."""
+    from relay.control import EnableSink
+
+    _say(_command(config, EnableSink(sink=name)), as_json=as_json)
+
+
+@sinks.command("disable")
+def disable_sink(name: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Send nothing to a sink until it is enabled; its events wait, within `keep`."""
+    from relay.control import DisableSink
+
+    _say(_command(config, DisableSink(sink=name)), as_json=as_json)
+
+
+@sinks.command("test")
+def try_sink(name: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Send one marked message to a sink that people read, or try what can be tried without an event."""
+    from relay.control import TestSink
+
+    _say(_command(config, TestSink(sink=name)), as_json=as_json)
+
+
+@sinks.command("rename")
+def rename_sink(old: str, new: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Keep all that waits under a new name: stop the relay, edit its configuration, run this, start it."""
+    from relay.control import RenameSink
+
+    _say(_command(config, RenameSink(old=old, new=new)), as_json=as_json)
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    config: ConfigOption = None,
+    sink: OfSinkOption = None,
+    source: OfSourceOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was refused for good, newest first: events by sinks, records of ESET that could not be read."""
+    from relay.control import ListDeadLetters
+    from relay.terminal import print_dead_letters
+
+    command = ListDeadLetters(sink=sink, source=source, limit=limit)
+    _show(_command(config, command), print_dead_letters, as_json=as_json)
+
+
+@dead_letters.command("show")
+def show_dead_letter(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Its id, or how it begins.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one dead letter: why it was refused, and the event or record itself."""
+    from relay.control import ShowDeadLetter
+    from relay.terminal import print_dead_letter
+
+    _show(_command(config, ShowDeadLetter(id=id_)), print_dead_letter, as_json=as_json)
+
+
+@dead_letters.command("redrive")
+def redrive(
+    ids: IdsArgument = None,
+    config: ConfigOption = None,
+    sink: OfSinkOption = None,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Also those of which a newer version was sent already.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Send dead letters again: by id, or all of a sink."""
+    from relay.control import Redrive
+
+    _say(_command(config, Redrive(ids=tuple(ids or ()), sink=sink, superseded=superseded)), as_json=as_json)
+
+
+@dead_letters.command("discard")
+def discard(
+    ids: IdsArgument = None,
+    config: ConfigOption = None,
+    sink: OfSinkOption = None,
+    source: OfSourceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget dead letters for good: by id, or all of a sink or source."""
+    from relay.control import Discard
+
+    _say(_command(config, Discard(ids=tuple(ids or ()), sink=sink, source=source)), as_json=as_json)
+
+
+@app.command()
+def replay(
+    sink: Annotated[str, typer.Option("--sink", help="To which sink.")],
+    since: Annotated[str, typer.Option("--since", help="A time, such as 2026-11-22T10:00:00Z, or how long ago: 2h.")],
+    until: Annotated[str | None, typer.Option("--until", help="The same; else now.", show_default=False)] = None,
+    incident: Annotated[
+        str | None, typer.Option("--incident", metavar="UUID", help="Only this incident.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send again to one sink what the relay committed in that time, marked as a replay, with the same ids."""
+    from relay.clock import SystemClock
+    from relay.control import Replay, point_in_time
+
+    now = SystemClock().now()
+    end = None if until is None else point_in_time(until, now)
+    command = Replay(sink=sink, since=point_in_time(since, now), until=end, incident=incident)
+    _say(_command(config, command), as_json=as_json)
+
+
+@app.command()
+def backup(
+    file: Annotated[str, typer.Argument(help="Where to; `-` is standard output.")], config: ConfigOption = None
+) -> None:
+    """Copy the journal into a file, while the relay runs or not. The copy can be started as it is."""
+    from relay.clock import SystemClock
+    from relay.control import backup as copy
+
+    settings = _settings(config)
+    if file == "-":
+        if sys.stdout.isatty():
+            raise ConfigError("a backup is no text: send it into a file, such as relay backup - > relay.db")
+        copy(settings, sys.stdout.buffer.write, clock=SystemClock())
+        sys.stdout.buffer.flush()
+        return
+    with _whole_file(Path(file)) as stream:
+        size = copy(settings, stream.write, clock=SystemClock())
+    typer.echo(f"{file} holds the journal as it was a moment ago, {size / (1 << 20):,.1f} MiB")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that gets its name once all of it is on the disk. Raises ConfigError, RelayError."""
+    if path.exists():
+        raise ConfigError(f"{path} exists: name another file, or remove it first")
+    part = path.with_name(f"{path.name}.part")
+    try:
+        descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be made: {(exc.strerror or '').lower()}; name another file") from exc
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(descriptor)
+        part.rename(path)
+    except OSError as exc:
+        raise RelayError(f"{path} could not be written: {(exc.strerror or '').lower()}; make room there") from exc
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @app.command()

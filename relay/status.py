@@ -3,6 +3,7 @@
 Its shape is `status.schema.json`, beside this file. Every sentence that page and terminal show is written here.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from operator import attrgetter
 from typing import Any, Final, Literal, get_args
 
 from relay.clock import SECOND, Instant
-from relay.incidents import format_instant
+from relay.incidents import format_instant, severity_name
 from relay.words import count, moment, sentence, size, span
 
 SourceState = Literal["starting", "ok", "throttled", "failing", "refused", "stopped"]
@@ -82,6 +83,9 @@ _STOPPED: Final[Mapping[str, tuple[str, str, str]]] = {
 _LESSER: Final = {"ordered": 1, "scan": 2}
 MAX_PROBLEMS: Final = 20
 MAX_ROWS: Final = 200
+MAX_DEAD: Final = 20
+TITLE_CHARACTERS: Final = 300
+_LABEL: Final = re.compile(r"[a-z][a-z0-9_]*")
 TEXT_CHARACTERS: Final = 256
 
 _TIMES: Final = ("", "", " twice", " three times", " four times", " five times")
@@ -202,6 +206,25 @@ class SinkFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadFacts:
+    """One dead letter: an event that a sink refused, or a record of a source that could not be read."""
+
+    id: str
+    component: Literal["source", "sink"]
+    name: str
+    since: Instant
+    source: str
+    reason: str
+    """As it was given: a label, `label: text`, or text."""
+    attempts: int
+    uuid: str = ""
+    sequence: int = 0
+    severity: str = ""
+    title: str = ""
+    """Foreign text; empty when titles are not shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RelayFacts:
     """Everything that the status says, in one moment."""
 
@@ -223,6 +246,8 @@ class RelayFacts:
     polling_stopped_since: Instant | None = None
     budget_requests_per_second: float = 0.0
     used_requests_per_second: float = 0.0
+    dead_letters: Sequence[DeadFacts] = ()
+    """The newest, newest first."""
 
     @property
     def fill_ratio(self) -> float | None:
@@ -273,10 +298,44 @@ def document(facts: RelayFacts) -> dict[str, Any]:
         ],
         "sink_counts": _counts([sink.state for sink in facts.sinks]),
         "sinks": [
-            _sink(sink, facts, cures.get(("sink", sink.name))) for sink in sorted(facts.sinks, key=_rank)[:MAX_ROWS]
+            _sink(sink, facts, cures.get(("sink", sink.name)) or _disabled_cure(sink))
+            for sink in sorted(facts.sinks, key=_rank)[:MAX_ROWS]
         ],
-        "dead_letters": {"total": dead, "items": []},
+        "dead_letters": {"total": dead, "items": [dead_letter(one) for one in facts.dead_letters[:MAX_DEAD]]},
         "events": [],
+    }
+
+
+def sink_row(sink: SinkFacts, facts: RelayFacts) -> dict[str, Any]:
+    """One of the document's `sinks`, by itself."""
+    cures = {problem.name: _cure(problem) for problem in _sink_problems(facts)}
+    return _sink(sink, facts, cures.get(sink.name) or _disabled_cure(sink))
+
+
+def dead_letter(letter: DeadFacts) -> dict[str, Any]:
+    """One of the document's `dead_letters`."""
+    label, _, text = letter.reason.partition(": ")
+    if not _LABEL.fullmatch(label):
+        label, text = "bad_record" if letter.component == "source" else "refused", letter.reason
+    if letter.component == "sink":
+        cure = "Correct what the receiver complains about, then send it again:"
+        command = f"relay dead-letters redrive {letter.id}"
+    else:
+        cure, command = "Look at it; if it is of no use, discard it:", f"relay dead-letters show {letter.id}"
+    return {
+        "id": letter.id,
+        "component": letter.component,
+        "name": letter.name,
+        "time": _time(letter.since),
+        "source": letter.source,
+        "incident_uuid": letter.uuid,
+        "sequence": letter.sequence,
+        "severity": severity_name(letter.severity) if letter.severity else "",
+        "title": letter.title[:TITLE_CHARACTERS],
+        "reason": label,
+        "text": (text or label)[:TEXT_CHARACTERS],
+        "attempts": letter.attempts,
+        "cure": {"text": cure, "command": command},
     }
 
 
@@ -520,11 +579,13 @@ def _sink_problems(facts: RelayFacts) -> Iterator[Problem]:
 
 def _parked(sink: SinkFacts, facts: RelayFacts) -> Problem:
     since = sink.since or facts.started
-    cure = (
-        "Start the relay again with a program that reads its output; it goes on with the oldest waiting event:"
-        if sink.type == "stdout"
-        else "Correct the cause and start the relay again; it goes on with the oldest waiting event:"
+    cure, command = (
+        "Correct the cause, then let it go on with the oldest waiting event:",
+        f"relay sinks enable {sink.name}",
     )
+    if sink.type == "stdout":  # this process will never have another one
+        cure = "Start the relay again with a program that reads its output; it goes on with the oldest waiting event:"
+        command = "relay run"
     return Problem(
         scope="sink",
         name=sink.name,
@@ -535,7 +596,7 @@ def _parked(sink: SinkFacts, facts: RelayFacts) -> Problem:
         text=sentence(f"{sink.name} was given up: {sink.reason}" if sink.reason else f"{sink.name} was given up"),
         effect=f"{_waiting(sink)} {_unhindered(facts)}",
         cure=cure,
-        command="relay run",
+        command=command,
     )
 
 
@@ -590,27 +651,36 @@ def _dead_letter_problems(facts: RelayFacts) -> Iterator[Problem]:
     for source in facts.sources:
         if source.dead_letters:
             what = f"{count(source.dead_letters, 'record')} of {source.name} could not be read."
-            yield _dead(source.name, source.dead_since, what, "All other records were read.", facts)
+            yield Problem(
+                scope="dead_letters",
+                name=source.name,
+                state="dead",
+                needs="person",
+                since=source.dead_since or facts.started,
+                headline=f"{what} All other records were read.",
+                text=what,
+                effect="They are kept as they came. All other records were read.",
+                cure="Look at them: ESET may have changed its format, then update the relay. What is of no use can be "
+                "discarded. To list them, run:",
+                command=f"relay dead-letters list --source {source.name}",
+            )
     for sink in facts.sinks:
         if sink.dead_letters:
             verb = "was" if sink.dead_letters == 1 else "were"
             what = f"{count(sink.dead_letters, 'event')} {verb} refused by {sink.name}."
-            yield _dead(sink.name, sink.dead_since, what, "No other event is delayed.", facts)
-
-
-def _dead(name: str, since: Instant | None, what: str, unaffected: str, facts: RelayFacts) -> Problem:
-    return Problem(
-        scope="dead_letters",
-        name=name,
-        state="dead",
-        needs="person",
-        since=since or facts.started,
-        headline=f"{what} {unaffected}",
-        text=what,
-        effect=f"They are kept, and are not sent again by themselves. {unaffected}",
-        cure="The log of the relay names each with its reason. They stay in the journal until a later version of the "
-        "relay can send them again.",
-    )
+            yield Problem(
+                scope="dead_letters",
+                name=sink.name,
+                state="dead",
+                needs="person",
+                since=sink.dead_since or facts.started,
+                headline=f"{what} No other event is delayed.",
+                text=what,
+                effect="They are kept, and are not sent again by themselves. No other event is delayed.",
+                cure="Correct what the receiver complains about, then redrive them; what is of no use can be "
+                "discarded. To list them with their reasons, run:",
+                command=f"relay dead-letters list --sink {sink.name}",
+            )
 
 
 def _question(hint: str) -> str:
@@ -665,6 +735,13 @@ def _problem(problem: Problem) -> dict[str, Any]:
 
 def _cure(problem: Problem) -> dict[str, Any]:
     return {"text": problem.cure, "command": problem.command}
+
+
+def _disabled_cure(sink: SinkFacts) -> dict[str, Any] | None:
+    """It is no problem, for a person wants it so; but it is said how to end it."""
+    if sink.state != "disabled":
+        return None
+    return {"text": "Disabled by an operator. To send what waits:", "command": f"relay sinks enable {sink.name}"}
 
 
 def _stopped_cure(source: SourceFacts, cures: dict[tuple[Any, str], dict[str, Any]]) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ Only the 16 colours of the user's theme. Without colour shape and word remain, w
 """
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ BACKFILL_SECONDS: Final = 0.5
 """How often the bars of a backfill move."""
 MAX_BARS: Final = 8
 """More sources than that would push the log off the screen; `relay status` shows all."""
+SHORT_ID: Final = 12
+"""Characters of an id where it stands in a column: enough for every command that takes one."""
 MAX_CELL: Final = 24
 """Values from outside are cut to so many cells, where they stand in a column."""
 
@@ -49,6 +52,7 @@ _LOOKS: Final[Mapping[str, tuple[str, str]]] = {
     "blocked": ("■", ACT),
     "failed": ("■", ACT),
     "dead": ("×", ACT),
+    "removed": ("○", SOFT),
 }
 _UNKNOWN_LOOK: Final = ("▲", WAIT)
 _SINCE: Final = {"flowing": "No problem since", "late": "Late since", "blocked": "Needs a person since"}
@@ -154,6 +158,33 @@ def print_incidents(incidents: Iterable[Observed], console: Console, *, now: Ins
     """A line an incident (more where the terminal is narrow), in the order given."""
     page = _Page(console, now=SystemClock().now() if now is None else now)
     page.incidents(list(incidents))
+
+
+def print_sinks(answer: Document, console: Console) -> None:
+    """`relay sinks list`: the table of the status, and sinks that left the configuration."""
+    page = _Page(console, now=parse_instant(answer["generated_time"]))
+    page.sink_list(answer)
+
+
+def print_sources(answer: Document, console: Console) -> None:
+    """`relay sources list`: how far each source is read, and what is known of it."""
+    page = _Page(console, now=parse_instant(answer["generated_time"]))
+    page.source_list(answer)
+
+
+def print_dead_letters(answer: Document, console: Console) -> None:
+    """`relay dead-letters list`: newest first, and what to do with them."""
+    page = _Page(console, now=parse_instant(answer["generated_time"]))
+    page.dead_letters(answer)
+
+
+def print_dead_letter(answer: Document, console: Console) -> None:
+    """`relay dead-letters show`: why it was refused, what to do, and the event or record itself."""
+    page = _Page(console, now=parse_instant(answer["generated_time"]))
+    for index, letter in enumerate(answer["dead_letters"]):
+        if index:
+            page.blank()
+        page.dead_letter(letter)
 
 
 def error_line(message: str) -> None:
@@ -361,15 +392,15 @@ class _Page:
         ]
 
     def _sink(self, sink: Document) -> list[Text]:
-        dead = sink["dead_letters"]
+        delivered = sink["delivered_last_hour_events"]
         return [
             _named(sink["name"], sink["type"]),
             self._state(sink, sink["paused_until_time"]),
             _amount(sink["backlog_events"]),
             self._ago(sink["oldest_waiting_time"]),
             self._ago(sink["last_success_time"]),
-            _amount(sink["delivered_last_hour_events"]),
-            Text(number(dead), style=ACT) if dead else _amount(0),
+            self._nothing() if delivered is None else _amount(delivered),
+            self._dead(sink["dead_letters"]),
         ]
 
     def _state(self, one: Document, until: str | None) -> Text:
@@ -419,6 +450,95 @@ class _Page:
         if days is None or days >= 365:
             return "polling stops at 90 %"
         return f"polling stops {'at 90 %, ' if self._wide else ''}in about {count(days, 'day')}"
+
+    # -- lists --------------------------------------------------------------------------------------------------------
+
+    def sink_list(self, answer: Document) -> None:
+        """As in the status; a removed sink has no type."""
+        rows = [self._sink(sink) for sink in answer["sinks"]]
+        names = ("sink", "state", "waiting", "oldest", "last success", "delivered, 1 h", "dead")
+        few = {"last success", "delivered, 1 h"}
+        self._figures(names, rows, right={"waiting", "delivered, 1 h", "dead"}, wide_only=few)
+        self._list_foot(answer)
+
+    def source_list(self, answer: Document) -> None:
+        """One line a source."""
+        names = ("source", "state", "complete up to", "lag", "backfill", "ledger", "dead")
+        rows = [self._listed_source(source) for source in answer["sources"]]
+        self._figures(names, rows, right={"lag", "ledger", "dead"}, wide_only={"backfill"})
+        self._list_foot(answer)
+
+    def _listed_source(self, source: Document) -> list[Text]:
+        state, lag, until = source["state"], source["lag_seconds"], source["throttled_until_time"]
+        shown = self._nothing() if state is None else self._marked(state, state)
+        if state == "throttled" and until:
+            shown = Text.assemble(shown, f" until {self._moment(until)}")
+        return [
+            _named(source["label"], source["region"]),
+            shown,
+            self._when(source["complete_up_to_time"]),
+            self._nothing() if lag is None else Text(span(lag, units=2 if self._wide else 1)),
+            Text(source["backfill"].replace("_", " "), style=MARK if source["backfill"] == "running" else SOFT),
+            _amount(source["ledger_incidents"]),
+            self._dead(source["dead_letters"]),
+        ]
+
+    def _dead(self, letters: int) -> Text:
+        return Text(number(letters), style=ACT) if letters else _amount(0)
+
+    def _list_foot(self, answer: Document) -> None:
+        as_of = f"as of {moment(self._now, self._now)}, all times UTC"
+        self.line(Text(as_of if answer["relay_running"] else f"{as_of}; no relay runs at present", style=SOFT))
+
+    # -- dead letters -------------------------------------------------------------------------------------------------
+
+    def dead_letters(self, answer: Document) -> None:
+        """A line each, the reason wrapped; where there is no room, the incident's name goes."""
+        letters = answer["dead_letters"]
+        if not letters:
+            self.line(Text("There is no dead letter.", style=SOFT))
+            return
+        names = ("id", "of", "since", "severity", "attempts", "incident", "reason")
+        rows = [self._listed_letter(letter) for letter in letters]
+        self._figures(names, rows, right={"attempts"}, wide_only={"severity", "attempts", "incident"})
+        self._left_out(answer["total"] - len(letters), "dead letter")
+        components = {letter["component"] for letter in letters}
+        hints = [("To see one whole:", "show ID")]
+        hints += [("To send one again:", "redrive ID")] if "sink" in components else []
+        hints += [("To forget one:", "discard ID")] if "source" in components else []
+        for said, command in hints:
+            self.line(Text.assemble((f"{said} ", SOFT), (f"relay dead-letters {command}", COMMAND)))
+
+    def _listed_letter(self, letter: Document) -> list[Text]:
+        title = letter["title"] or letter["incident_uuid"]
+        return [
+            Text(inert(letter["id"])[:SHORT_ID], style=NAME),
+            Text(inert(letter["name"])),
+            Text(self._moment(letter["time"])),
+            Text(_cut(inert(letter["severity"]))),
+            _amount(letter["attempts"]),
+            Text(_cut(inert(title))) if title else self._nothing(),
+            Text(inert(letter["text"])),
+        ]
+
+    def dead_letter(self, letter: Document) -> None:
+        """Reason and cure, then what was refused, so that it can't do anything to the terminal."""
+        head = self._marked("dead", f"{inert(letter['id'])} of {inert(letter['name'])}")
+        self.line(Text.assemble(head, (f" since {self._moment(letter['time'])}", SOFT)))
+        self.paragraph(Text(inert(letter["text"])), indent=2)
+        if letter["event"] is not None:
+            about = f"{inert(letter['kind'])}, version {number(letter['sequence'])} of incident "
+            about += f"{inert(letter['incident_uuid'])} of {inert(letter['source'])}; "
+            self.paragraph(Text(f"{about}{count(letter['attempts'], 'attempt')}", style=SOFT), indent=2)
+            shown = json.dumps(letter["event"], indent=2, ensure_ascii=False)
+        else:
+            self.paragraph(Text("a record of ESET that could not be read, as it came", style=SOFT), indent=2)
+            shown = letter["record"]
+        self.paragraph(Text(inert(letter["cure"]["text"])), indent=2)
+        self.line(Text(f"    {inert(letter['cure']['command'])}", style=COMMAND))
+        self.blank()
+        for line in shown.split("\n"):
+            self.line(Text(inert(line)))
 
     # -- check --------------------------------------------------------------------------------------------------------
 

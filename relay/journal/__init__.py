@@ -4,6 +4,7 @@ Each task (a source, or a sink) has one owner, who holds its lease; only a held 
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -180,11 +181,14 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
     oldest: Instant | None
 
 
+Component = Literal["source", "sink"]
+
+
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """What was refused for good. `component` is `source` or `sink`, `name` its label, `position` 0 for a bad record."""
 
     id: str
-    component: Literal["source", "sink"]
+    component: Component
     name: str
     position: int
     reason: str
@@ -192,12 +196,57 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     committed: Instant
     body: bytes
 
+    @property
+    def event(self) -> Delivery:
+        """The event that a sink refused. A source's body is the record that could not be read, and no event."""
+        return msgspec.msgpack.decode(self.body, type=Delivery)
+
+
+class DeadLetters(msgspec.Struct, frozen=True, kw_only=True):
+    """How many there are, and the newest of them, newest first."""
+
+    total: int
+    newest: list[DeadLetter]
+
+
+class Redriven(msgspec.Struct, frozen=True, kw_only=True):
+    """How many dead letters wait again, and the ids of those left where they are.
+
+    These are `older`: a newer version of their incident has been sent, or is on its way.
+    """
+
+    events: int
+    older: tuple[str, ...] = ()
+
+
+class StoredSink(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal holds of one sink. `removed`: since when no relay has had it in its configuration."""
+
+    name: str
+    endpoint: EndpointStatus
+    backlog: Backlog
+    dead: int
+    removed: Instant | None = None
+
+
+class StoredSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal holds of one source. `progress` is None when nothing of it was ever read."""
+
+    name: str
+    progress: Progress | None
+    incidents: int
+    dead: int
+
 
 class Tended(msgspec.Struct, frozen=True, kw_only=True):
-    """What housekeeping did: events deleted, and events expired per sink and (raw) severity."""
+    """What housekeeping did: events deleted, and events expired per sink and (raw) severity.
+
+    `forgotten` names sinks that left the configuration, and whose `keep` has passed since.
+    """
 
     deleted: int
     expired: dict[str, dict[str, int]]
+    forgotten: tuple[str, ...] = ()
 
 
 class JournalUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,6 +351,25 @@ class SinkLease(Protocol):
         """Oldest first."""
         ...
 
+    async def redrive(self, ids: Collection[str] | None, *, superseded: bool = False) -> Redriven:
+        """Lets dead letters wait again, all of them without `ids`; they are dead letters no more.
+
+        A letter whose event has left the journal is sent all the same. One that is older than what was sent of its
+        incident stays, unless `superseded`. What waits again is kept for `keep` from now on, keeps its place in the
+        order of its incident, and survives `resume`. Raises JournalUnavailable, LeaseLost.
+        """
+        ...
+
+    async def replay(self, since: Instant, until: Instant, uuid: str | None = None) -> int:
+        """Sends again what was committed from `since` to before `until`, as far as the journal still holds it.
+
+        Only what this sink has finished with: what waits comes anyway, dead letters are redriven. Such a delivery has
+        the same id, and `replay` as its origin, in its body as well. It waits for no other version and lets none wait;
+        live events and replays take turns. The position stays where it is. Returns how many events that are. Raises
+        JournalFull, JournalUnavailable, LeaseLost.
+        """
+        ...
+
 
 class Journal(Protocol):
     """Durable home of one relay."""
@@ -318,6 +386,57 @@ class Journal(Protocol):
 
     async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SinkLease:
         """The lease of this sink; `start` counts only the first time that the name is seen."""
+        ...
+
+    def held_sink(self, name: str) -> SinkLease | None:
+        """The lease of this sink, if this process has taken it."""
+        ...
+
+    async def sinks(self) -> list[StoredSink]:
+        """Every sink that the journal knows, by name; those that were removed from the configuration as well."""
+        ...
+
+    async def sources(self) -> list[StoredSource]:
+        """Every source that the journal knows, by name."""
+        ...
+
+    async def latest_incidents(self, limit: int) -> list[tuple[str, Known]]:
+        """Those that were met last, newest first, with the label of their source; without those that are gone."""
+        ...
+
+    async def rename_sink(self, old: str, new: str) -> None:
+        """All that was kept for the old name is the new one's. No lease of either may be held.
+
+        Raises ConfigError when there is no old one, or already something under the new one.
+        """
+        ...
+
+    async def rename_source(self, old: str, new: str) -> None:
+        """The same for a source: its ledger, its progress and what could not be read of it.
+
+        Events that are already in the journal keep the old label in every part, their ids contain it; versions that
+        are committed from now on carry the new one.
+        """
+        ...
+
+    async def dead_letters(
+        self, *, component: Component | None = None, name: str | None = None, prefix: str = "", limit: int
+    ) -> DeadLetters:
+        """Those of one component or of all, whose id begins with `prefix`."""
+        ...
+
+    async def discard(self, component: Component, name: str, ids: Collection[str] | None = None) -> int:
+        """Forgets dead letters for good, all of them without `ids`; returns how many.
+
+        For sources and sinks, configured or not.
+        """
+        ...
+
+    async def backup(self, path: Path) -> None:
+        """Writes a copy of all of it, as of now, into this file, which must be empty or absent; durable on return.
+
+        A journal opens the copy as it is. Nothing else is done meanwhile.
+        """
         ...
 
     def oldest_call_seconds(self) -> float:

@@ -27,6 +27,7 @@ import msgspec
 
 from relay.clock import SECOND, Clock, Instant
 from relay.errors import (
+    ConfigError,
     JournalDamaged,
     JournalDiskFull,
     JournalError,
@@ -43,12 +44,17 @@ from relay.incidents import Event, Known
 from relay.journal import (
     Backlog,
     Claim,
+    Component,
     DeadLetter,
+    DeadLetters,
     EndpointStatus,
     JournalUse,
     Outcome,
     PageCommit,
     Progress,
+    Redriven,
+    StoredSink,
+    StoredSource,
     Tended,
 )
 from relay.sinks import Delivery, Position
@@ -91,6 +97,16 @@ MIGRATIONS: Final = (
     """,
     """
     CREATE INDEX incident_created ON incident (source, created, uuid);
+    CREATE TABLE renamed (
+        source INTEGER NOT NULL, upto INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (source, upto)
+    ) WITHOUT ROWID;
+    CREATE TABLE done (sink TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (sink, position)) WITHOUT ROWID;
+    CREATE INDEX dead_committed ON dead (committed);
+    ALTER TABLE sink ADD COLUMN removed INTEGER;
+    ALTER TABLE pending ADD COLUMN cause TEXT NOT NULL DEFAULT '';
+    ALTER TABLE pending ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pending ADD COLUMN body BLOB;
+    CREATE INDEX pending_own ON pending (sink, position) WHERE cause <> 'replay';
     """,
 )
 """One script a schema version, for ever: a released one is never edited."""
@@ -106,7 +122,13 @@ VERIFIED_BYTES: Final = 2**30
 _SLICE = 2_000
 """Events deleted in one transaction: a few milliseconds, so that nothing waits long behind it."""
 _LOCK_TRIES_SECONDS = 0.2
-_EVENT_COLUMNS = "e.position, e.id, e.kind, s.name, e.origin, e.uuid, e.sequence, e.updated, e.severity, e.body"
+_LABEL = (
+    "coalesce((SELECT r.name FROM renamed r WHERE r.source = e.source AND r.upto >= e.position ORDER BY r.upto LIMIT "
+    "1), s.name)"
+)
+"""An event keeps the label under which it was committed: its id contains it."""
+_EVENT_COLUMNS = f"e.position, e.id, e.kind, {_LABEL}, e.origin, e.uuid, e.sequence, e.updated, e.severity, e.body"
+_LETTER_COLUMNS = "id, component, name, position, reason, attempts, committed, body"
 _INCIDENT_COLUMNS = "i.uuid, i.created, i.updated, i.newest, i.sequence, i.digest, i.digest_version, i.fields, i.gone"
 _KNOWN_AT_ONCE = 2_000
 """Ledger rows read in one call: a few milliseconds, so that nothing waits long behind it."""
@@ -505,8 +527,10 @@ class SqliteJournal:
             first = _last_position(db) if start == "now" else 0
             fresh = msgspec.json.encode(EndpointStatus())
             db.execute(
-                "INSERT INTO sink VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (name, first, keep_seconds, fresh)
+                "INSERT INTO sink (name, position, keep_seconds, endpoint) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (name, first, keep_seconds, fresh),
             )
+            db.execute("UPDATE sink SET removed = NULL WHERE name = ? AND removed IS NOT NULL", (name,))
             # Only what differs is written: a restart on a full disk needs no room.
             db.execute("UPDATE sink SET keep_seconds = ?1 WHERE name = ?2 AND keep_seconds <> ?1", (keep_seconds, name))
             position, endpoint = db.execute("SELECT position, endpoint FROM sink WHERE name = ?", (name,)).fetchone()
@@ -519,6 +543,130 @@ class SqliteJournal:
         )
         self._sinks[name] = lease
         return lease
+
+    def held_sink(self, name: str) -> "SqliteSinkLease | None":
+        """The lease of this sink, if it was taken."""
+        return self._sinks.get(name)
+
+    # -- what is known, and what operators change ---------------------------------------------------------------
+
+    async def sinks(self) -> list[StoredSink]:
+        """Every sink that the journal knows, by name; those that were removed from the configuration as well."""
+
+        def work(db: sqlite3.Connection) -> list[StoredSink]:
+            rows = db.execute("SELECT name, position, endpoint, removed FROM sink ORDER BY name").fetchall()
+            return [
+                StoredSink(
+                    name=name,
+                    endpoint=self._decoded(endpoint, EndpointStatus),
+                    backlog=_backlog(db, name, position),
+                    dead=_count_dead(db, "sink", name),
+                    removed=removed,
+                )
+                for name, position, endpoint, removed in rows
+            ]
+
+        return await self.run(work, write=False)
+
+    async def sources(self) -> list[StoredSource]:
+        """Every source that the journal knows, by name."""
+
+        def work(db: sqlite3.Connection) -> list[StoredSource]:
+            rows = db.execute("SELECT id, name, progress FROM source ORDER BY name").fetchall()
+            return [
+                StoredSource(
+                    name=name,
+                    progress=self._decoded(progress, Progress) if progress else None,
+                    incidents=_count_incidents(db, ident),
+                    dead=_count_dead(db, "source", name),
+                )
+                for ident, name, progress in rows
+            ]
+
+        return await self.run(work, write=False)
+
+    async def latest_incidents(self, limit: int) -> list[tuple[str, Known]]:
+        """Those that were met last, newest first, with the label of their source; without those that are gone."""
+
+        def work(db: sqlite3.Connection) -> list[tuple[str, Known]]:
+            rows = db.execute(
+                f"SELECT {_INCIDENT_COLUMNS}, s.name FROM incident i "  # noqa: S608  # only our names
+                "JOIN source s ON s.id = i.source WHERE NOT i.gone ORDER BY i.id DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+            return [(row[-1], _known_row(row)) for row in rows]
+
+        return await self.run(work, write=False)
+
+    async def rename_sink(self, old: str, new: str) -> None:
+        """All that was kept for the old name is the new one's. Raises ConfigError."""
+
+        def work(db: sqlite3.Connection) -> None:
+            _require_names(db, "sink", old, new)
+            db.execute("UPDATE sink SET name = ?2, removed = NULL WHERE name = ?1", (old, new))
+            for table in ("pending", "expired", "done"):
+                db.execute(f"UPDATE {table} SET sink = ?2 WHERE sink = ?1", (old, new))  # noqa: S608  # only our names
+            _rename_dead(db, "sink", old, new)
+
+        await self.run(work, write=True)
+
+    async def rename_source(self, old: str, new: str) -> None:
+        """The same for a source; events in the journal keep the old label. Raises ConfigError."""
+
+        def work(db: sqlite3.Connection) -> None:
+            # A relay that was started too early has made room for it, and read nothing.
+            db.execute(
+                "DELETE FROM source WHERE name = ? AND progress IS NULL AND NOT EXISTS "
+                "(SELECT 1 FROM incident WHERE source = source.id)",
+                (new,),
+            )
+            _require_names(db, "source", old, new)
+            db.execute(
+                "INSERT INTO renamed SELECT id, ?, name FROM source WHERE name = ? ON CONFLICT DO NOTHING",
+                (_last_position(db), old),
+            )
+            db.execute("UPDATE source SET name = ?2 WHERE name = ?1", (old, new))
+            _rename_dead(db, "source", old, new)
+
+        await self.run(work, write=True)
+
+    async def dead_letters(
+        self, *, component: Component | None = None, name: str | None = None, prefix: str = "", limit: int
+    ) -> DeadLetters:
+        """Those of one component or of all, whose id begins with `prefix`; newest first."""
+        chosen = "(?1 IS NULL OR component = ?1) AND (?2 IS NULL OR name = ?2) AND substr(id, 1, length(?3)) = ?3"
+        values = (component, name, prefix)
+
+        def work(db: sqlite3.Connection) -> DeadLetters:
+            total = db.execute(f"SELECT count(*) FROM dead WHERE {chosen}", values).fetchone()[0]  # noqa: S608
+            newest = db.execute(
+                f"SELECT {_LETTER_COLUMNS} FROM dead WHERE {chosen} "  # noqa: S608  # only our names
+                "ORDER BY committed DESC, position DESC LIMIT ?4",
+                (*values, limit),
+            )
+            return DeadLetters(total=total, newest=[_letter(row) for row in newest])
+
+        return await self.run(work, write=False)
+
+    async def discard(self, component: Component, name: str, ids: Collection[str] | None = None) -> int:
+        """Forgets dead letters for good, all of them without `ids`; returns how many."""
+
+        def work(db: sqlite3.Connection) -> int:
+            letters = _letters(db, component, name, ids)
+            for letter in letters:
+                _unbury(db, letter)
+            return len(letters)
+
+        return await self.run(work, write=True)
+
+    async def backup(self, path: Path) -> None:
+        """Writes a copy of all of it into this file, which must be empty or absent; durable on return."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("VACUUM INTO ?", (str(path),))
+
+        await self.run(work, write=False)
+        await self._in_thread(lambda: _sync(path))
 
     def _decoded(self, stored: bytes, type_: type[T]) -> T:
         try:
@@ -580,17 +728,24 @@ class SqliteJournal:
         now = self._clock.now()
         names = await self.run(lambda db: [row[0] for row in db.execute("SELECT name FROM sink")], write=False)
         expired = {name: await self._expire(name, now) for name in names}
+        held = set(self._sinks)
+        forgotten = await self.run(lambda db: _forget(db, held, now), write=True)
         deleted = 0
         while slice_deleted := await self.run(lambda db: self._delete_slice(db, now), write=True):
             deleted += slice_deleted
         use = await self.use()
         if use.used_bytes < FULL_RATIO * self._max_bytes:
             self._roomy.set()
-        return Tended(deleted=deleted, expired={name: counted for name, counted in expired.items() if counted})
+        return Tended(
+            deleted=deleted,
+            expired={name: counted for name, counted in expired.items() if counted},
+            forgotten=tuple(forgotten),
+        )
 
     async def _expire(self, name: str, now: Instant) -> Counter[str]:
         lease = self._sinks.get(name)
         ceiling = lease.first_in_flight() if lease else None
+        flight = lease.in_flight() if lease else frozenset()
 
         def work(db: sqlite3.Connection) -> Counter[str]:
             position, keep = db.execute("SELECT position, keep_seconds FROM sink WHERE name = ?", (name,)).fetchone()
@@ -598,7 +753,8 @@ class SqliteJournal:
             last = _last_committed_before(db, before)
             if ceiling is not None:
                 last = min(last, ceiling - 1)
-            return _expire_up_to(db, name, position, last)
+            db.execute("DELETE FROM done WHERE sink = ? AND position <= ?", (name, position))
+            return _expire_up_to(db, name, position, last) + _expire_commanded(db, name, before, flight)
 
         counted = await self.run(work, write=True)
         if counted and lease:
@@ -609,7 +765,7 @@ class SqliteJournal:
         """Deletes one slice of what every sink has finished; returns how many."""
         floor = db.execute(
             "SELECT min(position) FROM (SELECT min(position) AS position FROM sink UNION ALL "
-            "SELECT min(position) - 1 FROM pending)"
+            "SELECT min(position) - 1 FROM pending WHERE body IS NULL)"
         ).fetchone()[0]
         if floor is None:
             return 0
@@ -648,12 +804,7 @@ class SqliteSourceLease:
 
     async def count(self) -> int:
         """How many incidents the ledger holds of this source."""
-
-        def work(db: sqlite3.Connection) -> int:
-            row: tuple[int] = db.execute("SELECT count(*) FROM incident WHERE source = ?", (self._id,)).fetchone()
-            return row[0]
-
-        return await self._journal.run(work, write=False)
+        return await self._journal.run(lambda db: _count_incidents(db, self._id), write=False)
 
     async def commit(self, page: PageCommit) -> None:
         """Writes all or none; durable on return, and only then visible to sinks.
@@ -742,6 +893,8 @@ class SqliteSinkLease:
         self._open: dict[int, Delivery] = {}
         self._flight: set[int] = set()
         self._settling = asyncio.Lock()
+        self._claiming = asyncio.Lock()
+        self._replays_turn = False
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -750,6 +903,10 @@ class SqliteSinkLease:
     def first_in_flight(self) -> int | None:
         """The lowest position that is out for delivery."""
         return min(self._flight, default=None)
+
+    def in_flight(self) -> frozenset[int]:
+        """The positions that are out for delivery."""
+        return frozenset(self._flight)
 
     async def reload(self) -> None:
         """Reads the position again after it was moved by expiry; what is in flight stays."""
@@ -774,7 +931,9 @@ class SqliteSinkLease:
             if position.position > _last_position(db):
                 _number_above(db, position.position)
             db.execute("UPDATE sink SET position = ? WHERE name = ?", (position.position, self.name))
-            db.execute("DELETE FROM pending WHERE sink = ? AND position <= ?", (self.name, position.position))
+            db.execute(
+                "DELETE FROM pending WHERE sink = ? AND position <= ? AND cause = ''", (self.name, position.position)
+            )
             return _settled_above(db, self.name, position.position)
 
         self._settled = await self._journal.run(work, write=True)
@@ -787,14 +946,18 @@ class SqliteSinkLease:
         """Waits for work, then hands out up to `limit` deliveries, oldest first; see the contract."""
         while True:
             self._wake.clear()
-            found, next_due = await self._claim_due(limit)
-            upto = None
-            if not found:
-                found = await self._claim_new(limit, in_order=in_order)
-                upto = found[-1].position if in_order and found else None
-            if found or not wait:
-                self._flight.update(delivery.position for delivery in found)
-                return Claim(deliveries=found, upto=upto)
+            async with self._claiming:
+                found, next_due = await self._claim_due(limit, replays=self._replays_turn)
+                upto = None
+                if not found:
+                    found = await self._claim_new(limit, in_order=in_order)
+                    upto = found[-1].position if in_order and found else None
+                if not found and not self._replays_turn:
+                    found, next_due = await self._claim_due(limit, replays=True)
+                self._replays_turn = not self._replays_turn
+                if found or not wait:
+                    self._flight.update(delivery.position for delivery in found)
+                    return Claim(deliveries=found, upto=upto)
             await self._wait_until(next_due)
 
     async def _wait_until(self, due: Instant | None) -> None:
@@ -803,22 +966,26 @@ class SqliteSinkLease:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
-    async def _claim_due(self, limit: int) -> tuple[list[Delivery], Instant | None]:
+    async def _claim_due(self, limit: int, *, replays: bool) -> tuple[list[Delivery], Instant | None]:
         """Pending deliveries whose time has come and that are the oldest unfinished of their incident."""
         if not self._pending:
             return [], None
         now = self._clock.now()
         flight = set(self._flight)
+        # By itself, so that it is found by its own index however many replays wait.
+        chosen = "" if replays else "AND p.cause <> 'replay' "
 
         def work(db: sqlite3.Connection) -> tuple[list[Delivery], Instant | None]:
             rows = db.execute(
-                f"SELECT {_EVENT_COLUMNS}, p.attempts FROM pending p "  # noqa: S608  # only our names
-                "JOIN event e ON e.position = p.position JOIN source s ON s.id = e.source "
-                "WHERE p.sink = ? AND p.due <= ? AND NOT EXISTS (SELECT 1 FROM pending o WHERE o.sink = p.sink "
-                "AND o.source = p.source AND o.uuid = p.uuid AND o.position < p.position) ORDER BY p.position LIMIT ?",
+                f"SELECT {_EVENT_COLUMNS}, p.attempts, p.position, p.cause, p.body FROM pending p "  # noqa: S608
+                "LEFT JOIN event e ON e.position = p.position LEFT JOIN source s ON s.id = e.source "
+                f"WHERE p.sink = ? AND p.due <= ? {chosen}AND (p.body IS NOT NULL OR e.position IS NOT NULL) "
+                "AND NOT EXISTS (SELECT 1 FROM pending o WHERE o.sink = p.sink AND o.source = p.source "
+                "AND o.uuid = p.uuid AND (o.cause = 'replay') = (p.cause = 'replay') AND o.position < p.position) "
+                "ORDER BY p.position LIMIT ?",
                 (self.name, now, limit + len(flight)),
             ).fetchall()
-            found = [_delivery(row) for row in rows if row[0] not in flight][:limit]
+            found = [_pending_delivery(row) for row in rows if row[11] not in flight][:limit]
             next_due = None
             if not found:
                 next_due = db.execute(
@@ -830,11 +997,20 @@ class SqliteSinkLease:
 
     async def _claim_new(self, limit: int, *, in_order: bool) -> list[Delivery]:
         waiting = [d for at, d in self._open.items() if at not in self._flight]
+        if waiting and self._pending and not in_order:
+            waiting = await self._not_behind_pending(waiting)
         if len(waiting) < limit:
             waiting += await self._scan(limit - len(waiting), park_behind_pending=not in_order)
         if in_order:
             return waiting[:limit]
         return self._one_an_incident(waiting, limit)
+
+    async def _not_behind_pending(self, waiting: list[Delivery]) -> list[Delivery]:
+        """An older version of their incident may have become pending since they were read: then they do as well."""
+        behind = await self._journal.run(lambda db: _behind_pending(db, self.name, waiting), write=True)
+        for position in behind:
+            del self._open[position]
+        return [delivery for delivery in waiting if delivery.position not in behind]
 
     async def _scan(self, limit: int, *, park_behind_pending: bool) -> list[Delivery]:
         """Reads on in the journal. What stands behind a pending version of its incident becomes pending too."""
@@ -881,7 +1057,7 @@ class SqliteSinkLease:
         if self._pending:
             uuids = msgspec.json.encode([one.uuid for one in deliveries]).decode()
             rows = await self._journal.run(lambda db: _pending_of(db, self.name, uuids), write=False)
-            waiting += [one for one in map(_delivery, rows) if one.position not in self._flight]
+            waiting += [one for one in map(_pending_delivery, rows) if one.position not in self._flight]
         found: dict[int, list[Delivery]] = {}
         for one in sorted(waiting, key=attrgetter("position")):
             before = asked.get((one.source, one.uuid))
@@ -902,6 +1078,7 @@ class SqliteSinkLease:
         first_open = next((at for at in self._open if at not in ended), None)
         position = self._scanned if first_open is None else first_open - 1
         recorded = [o for o in outcomes if o.kind in {"retry", "dead"} or self._pending]
+        maybe = self._pending
         now = self._clock.now()
 
         def work(db: sqlite3.Connection) -> bool:
@@ -913,7 +1090,7 @@ class SqliteSinkLease:
                 "UPDATE sink SET position = max(position, ?), endpoint = coalesce(?, endpoint) WHERE name = ?",
                 (position, encoded, self.name),
             )
-            return bool(recorded) and _has_pending(db, self.name)
+            return (maybe or bool(recorded)) and _has_pending(db, self.name)
 
         self._pending = await self._journal.run(work, write=True, durable=durable or bool(recorded))
         if endpoint is not None:
@@ -927,19 +1104,59 @@ class SqliteSinkLease:
 
     async def backlog(self) -> Backlog:
         """What waits, in flight included. Positions have no holes above the cursors, so they can be subtracted."""
+        return await self._journal.run(lambda db: _backlog(db, self.name, self._position), write=False)
 
-        def work(db: sqlite3.Connection) -> Backlog:
-            pending, first_pending = db.execute(
-                "SELECT count(*), min(position) FROM pending WHERE sink = ?", (self.name,)
-            ).fetchone()
-            ahead = max(0, _last_position(db) - self._position)
-            first = db.execute(
-                "SELECT committed FROM event WHERE position >= ? ORDER BY position LIMIT 1",
-                (min(self._position + 1, first_pending or self._position + 1),),
-            ).fetchone()
-            return Backlog(events=pending + ahead, oldest=first[0] if first else None)
+    async def redrive(self, ids: Collection[str] | None, *, superseded: bool = False) -> Redriven:
+        """Lets dead letters wait again; see the contract."""
+        async with self._claiming, self._settling:
+            now = self._clock.now()
+            unsent = {(d.source, d.uuid, d.sequence) for at, d in self._open.items() if at not in self._flight}
+            flight = set(self._flight)
 
-        return await self._journal.run(work, write=False)
+            def work(db: sqlite3.Connection) -> Redriven:
+                letters = _letters(db, "sink", self.name, ids)
+                older = set() if superseded else _older_than_sent(db, letters, self._scanned, unsent, flight)
+                for letter in letters:
+                    if letter.id not in older:
+                        _await_again(db, letter, now)
+                return Redriven(events=len(letters) - len(older), older=tuple(sorted(older)))
+
+            done = await self._journal.run(work, write=True)
+            self._pending = self._pending or bool(done.events)
+        self.wake()
+        return done
+
+    async def replay(self, since: Instant, until: Instant, uuid: str | None = None) -> int:
+        """Sends again what was committed in that time, as far as it is still here; see the contract."""
+        async with self._claiming, self._settling:
+            now = self._clock.now()
+            waiting = msgspec.json.encode(list(self._open)).decode()
+            finished = self._scanned
+
+            def work(db: sqlite3.Connection) -> int:
+                self._journal.require_room(db)
+                return db.execute(
+                    "INSERT INTO pending (sink, position, source, uuid, attempts, due, reason, cause, since) "
+                    "SELECT ?1, e.position, e.source, e.uuid, 0, 0, 'replay', 'replay', ?2 FROM event e "
+                    "WHERE e.position > ?3 AND e.position <= ?4 AND (?5 IS NULL OR e.uuid = ?5) "
+                    "AND e.position NOT IN (SELECT value FROM json_each(?6)) "
+                    "AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.sink = ?1 AND p.position = e.position) "
+                    "AND NOT EXISTS (SELECT 1 FROM dead d WHERE d.component = 'sink' AND d.name = ?1 "
+                    "AND d.position = e.position)",
+                    (
+                        self.name,
+                        now,
+                        _last_committed_before(db, since),
+                        min(finished, _last_committed_before(db, until)),
+                        uuid,
+                        waiting,
+                    ),
+                ).rowcount
+
+            events = await self._journal.run(work, write=True)
+            self._pending = self._pending or bool(events)
+        self.wake()
+        return events
 
     async def count_dead(self) -> int:
         """How many dead letters this sink has."""
@@ -1136,21 +1353,36 @@ def _delivery(row: Sequence[Any]) -> Delivery:
     )
 
 
+def _pending_delivery(row: Sequence[Any]) -> Delivery:
+    """What a row of `pending` stands for: an event of the journal, or the one that a dead letter kept."""
+    *event, attempts, _position, cause, kept = row
+    if kept is None:
+        delivery = _delivery((*event, attempts))
+    else:
+        delivery = msgspec.structs.replace(msgspec.msgpack.decode(kept, type=Delivery), attempts=attempts)
+    if cause == "replay":
+        return msgspec.structs.replace(delivery, origin="replay", body=native.replayed(delivery.body))
+    return delivery
+
+
 def _settled_above(db: sqlite3.Connection, sink: str, position: int) -> set[int]:
     """Positions above the cursor that must not be claimed from the journal again."""
     rows = db.execute(
-        "SELECT position FROM pending WHERE sink = ? AND position > ? UNION "
-        "SELECT position FROM dead WHERE component = 'sink' AND name = ? AND position > ?",
-        (sink, position, sink, position),
+        "SELECT position FROM pending WHERE sink = ?1 AND position > ?2 UNION "
+        "SELECT position FROM dead WHERE component = 'sink' AND name = ?1 AND position > ?2 UNION "
+        "SELECT position FROM done WHERE sink = ?1 AND position > ?2",
+        (sink, position),
     )
     return {row[0] for row in rows}
 
 
 def _pending_of(db: sqlite3.Connection, sink: str, uuids_json: str) -> list[Any]:
-    """What is pending of these incidents, of whichever source."""
+    """What is pending of these incidents, of whichever source, but for what is sent again."""
     return db.execute(
-        f"SELECT {_EVENT_COLUMNS}, p.attempts FROM pending p JOIN event e ON e.position = p.position "  # noqa: S608
-        "JOIN source s ON s.id = e.source WHERE p.sink = ? AND p.uuid IN (SELECT value FROM json_each(?))",
+        f"SELECT {_EVENT_COLUMNS}, p.attempts, p.position, p.cause, p.body FROM pending p "  # noqa: S608
+        "LEFT JOIN event e ON e.position = p.position LEFT JOIN source s ON s.id = e.source WHERE p.sink = ? "
+        "AND p.uuid IN (SELECT value FROM json_each(?)) AND p.cause <> 'replay' "
+        "AND (p.body IS NOT NULL OR e.position IS NOT NULL)",
         (sink, uuids_json),
     ).fetchall()
 
@@ -1163,13 +1395,14 @@ def _behind_pending(db: sqlite3.Connection, sink: str, found: Collection[Deliver
     behind = set()
     for delivery in found:
         blocked = db.execute(
-            "SELECT p.source FROM pending p JOIN source s ON s.id = p.source "
-            "WHERE p.sink = ? AND s.name = ? AND p.uuid = ? AND p.position < ? LIMIT 1",
-            (sink, delivery.source, delivery.uuid, delivery.position),
+            "SELECT p.source FROM event e JOIN pending p ON p.sink = ? AND p.source = e.source AND p.uuid = e.uuid "
+            "AND p.position < e.position WHERE e.position = ? AND p.cause <> 'replay' LIMIT 1",
+            (sink, delivery.position),
         ).fetchone()
         if blocked:
             db.execute(
-                "INSERT INTO pending VALUES (?, ?, ?, ?, 0, 0, 'behind') ON CONFLICT DO NOTHING",
+                "INSERT INTO pending (sink, position, source, uuid, attempts, due, reason) "
+                "VALUES (?, ?, ?, ?, 0, 0, 'behind') ON CONFLICT DO NOTHING",
                 (sink, delivery.position, blocked[0], delivery.uuid),
             )
             behind.add(delivery.position)
@@ -1180,24 +1413,30 @@ def _settle_one(db: sqlite3.Connection, sink: str, outcome: Outcome, at: int, no
     if outcome.kind == "held":
         return
     if outcome.kind == "retry":
-        db.execute(
-            "INSERT INTO pending (sink, position, source, uuid, attempts, due, reason) "
-            "SELECT ?1, position, source, uuid, coalesce(?2, 1), ?3, ?4 FROM event WHERE position = ?5 "
-            "ON CONFLICT DO UPDATE SET attempts = coalesce(?2, attempts + 1), due = excluded.due, "
-            "reason = excluded.reason",
-            (sink, outcome.attempts, outcome.due, outcome.reason, at),
+        values = (sink, outcome.attempts, outcome.due, outcome.reason, at)
+        again = db.execute(
+            "UPDATE pending SET attempts = coalesce(?2, attempts + 1), due = ?3, reason = ?4 "
+            "WHERE sink = ?1 AND position = ?5",
+            values,
         )
+        if not again.rowcount:
+            db.execute(
+                "INSERT INTO pending (sink, position, source, uuid, attempts, due, reason) "
+                "SELECT ?1, position, source, uuid, coalesce(?2, 1), ?3, ?4 FROM event WHERE position = ?5",
+                values,
+            )
         return
     if outcome.kind == "dead":
         row = db.execute(
-            f"SELECT {_EVENT_COLUMNS}, coalesce(p.attempts, 0) + 1 FROM event e "  # noqa: S608
-            "JOIN source s ON s.id = e.source LEFT JOIN pending p ON p.sink = ? AND p.position = e.position "
-            "WHERE e.position = ?",
+            f"SELECT {_EVENT_COLUMNS}, coalesce(p.attempts, 0) + 1, a.at, p.cause, p.body "  # noqa: S608
+            "FROM (SELECT ? AS sink, ? AS at) a LEFT JOIN pending p ON p.sink = a.sink AND p.position = a.at "
+            "LEFT JOIN event e ON e.position = a.at LEFT JOIN source s ON s.id = e.source",
             (sink, at),
         ).fetchone()
-        letter = _delivery(row)
+        letter = _pending_delivery(row)
         db.execute(
-            "INSERT INTO dead VALUES (?, 'sink', ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO dead VALUES (?, 'sink', ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET reason = excluded.reason, "
+            "attempts = excluded.attempts, committed = excluded.committed, body = excluded.body",
             (letter.id, sink, at, outcome.reason, letter.attempts, now, msgspec.msgpack.encode(letter)),
         )
     db.execute("DELETE FROM pending WHERE sink = ? AND position = ?", (sink, at))
@@ -1210,25 +1449,181 @@ def _count_dead(db: sqlite3.Connection, component: str, name: str) -> int:
     return row[0]
 
 
+def _count_incidents(db: sqlite3.Connection, source: int) -> int:
+    row: tuple[int] = db.execute("SELECT count(*) FROM incident WHERE source = ?", (source,)).fetchone()
+    return row[0]
+
+
 def _dead_letters(db: sqlite3.Connection, component: str, name: str) -> list[DeadLetter]:
     rows = db.execute(
-        "SELECT id, component, name, position, reason, attempts, committed, body FROM dead "
+        f"SELECT {_LETTER_COLUMNS} FROM dead "  # noqa: S608  # only our names
         "WHERE component = ? AND name = ? ORDER BY committed, position",
         (component, name),
     )
-    return [
-        DeadLetter(
-            id=row[0],
-            component=row[1],
-            name=row[2],
-            position=row[3],
-            reason=row[4],
-            attempts=row[5],
-            committed=row[6],
-            body=row[7],
+    return [_letter(row) for row in rows]
+
+
+def _letter(row: Sequence[Any]) -> DeadLetter:
+    return DeadLetter(
+        id=row[0],
+        component=row[1],
+        name=row[2],
+        position=row[3],
+        reason=row[4],
+        attempts=row[5],
+        committed=row[6],
+        body=row[7],
+    )
+
+
+def _letters(db: sqlite3.Connection, component: Component, name: str, ids: Collection[str] | None) -> list[DeadLetter]:
+    """Those with these ids, in the order of the journal; all of them without."""
+    wanted = None if ids is None else msgspec.json.encode(list(ids)).decode()
+    rows = db.execute(
+        f"SELECT {_LETTER_COLUMNS} FROM dead WHERE component = ?1 AND name = ?2 "  # noqa: S608  # only our names
+        "AND (?3 IS NULL OR id IN (SELECT value FROM json_each(?3))) ORDER BY position",
+        (component, name, wanted),
+    )
+    return [_letter(row) for row in rows]
+
+
+def _unbury(db: sqlite3.Connection, letter: DeadLetter) -> None:
+    """A dead letter no more. Above the cursor it is remembered, or a restart would find its event untouched."""
+    db.execute(
+        "DELETE FROM dead WHERE component = ? AND name = ? AND id = ?", (letter.component, letter.name, letter.id)
+    )
+    if letter.component == "sink":
+        db.execute(
+            "INSERT INTO done SELECT name, ?2 FROM sink WHERE name = ?1 AND position < ?2 ON CONFLICT DO NOTHING",
+            (letter.name, letter.position),
         )
-        for row in rows
-    ]
+
+
+def _await_again(db: sqlite3.Connection, letter: DeadLetter, now: Instant) -> None:
+    """From dead to pending, with the event that the letter kept: the journal may have lost its own by now."""
+    delivery = letter.event
+    db.execute(
+        "INSERT INTO pending (sink, position, source, uuid, attempts, due, reason, cause, since, body) "
+        "VALUES (?, ?, ?, ?, 0, 0, 'redriven', 'redrive', ?, ?) ON CONFLICT DO UPDATE SET cause = excluded.cause, "
+        "since = excluded.since, body = excluded.body",
+        (letter.name, letter.position, _source_of(db, delivery), delivery.uuid, now, letter.body),
+    )
+    _unbury(db, letter)
+
+
+def _source_of(db: sqlite3.Connection, delivery: Delivery) -> int:
+    """The source whose label this event carries: it may have another one by now, and another source this one."""
+    row = db.execute(
+        "SELECT source FROM renamed WHERE name = ? AND upto >= ? ORDER BY upto LIMIT 1",
+        (delivery.source, delivery.position),
+    ).fetchone()
+    row = row or db.execute("SELECT id FROM source WHERE name = ?", (delivery.source,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _older_than_sent(
+    db: sqlite3.Connection,
+    letters: Sequence[DeadLetter],
+    scanned: int,
+    unsent: Collection[tuple[str, str, int]],
+    flight: Collection[int],
+) -> set[str]:
+    """The ids of letters that a newer version of their incident has overtaken.
+
+    Every version has a number, so one that is newer and neither waits nor is dead was sent (or passed by a rule of the
+    sink). `unsent` are versions that were read up to position `scanned` and wait.
+    """
+    behind: dict[tuple[int, str], list[tuple[int, str]]] = {}
+    newest: dict[tuple[int, str], int] = {}
+    for letter in letters:
+        delivery = letter.event
+        key = (_source_of(db, delivery), delivery.uuid)
+        row = db.execute("SELECT sequence FROM incident WHERE source = ? AND uuid = ?", key).fetchone()
+        if row and row[0] > delivery.sequence:
+            behind.setdefault(key, []).append((delivery.sequence, letter.id))
+            newest[key] = row[0]
+    if not behind:
+        return set()
+    sink = letters[0].name
+    waiting: dict[tuple[int, str], set[int]] = {key: set() for key in behind}
+    for source, uuid, sequence in db.execute("SELECT source, uuid, sequence FROM event WHERE position > ?", (scanned,)):
+        waiting.get((source, uuid), set()).add(sequence)
+    for _name, uuid, sequence in unsent:
+        for key in behind:
+            if key[1] == uuid:
+                waiting[key].add(sequence)
+    for key, numbers in waiting.items():
+        numbers.update(
+            sequence
+            for position, sequence in db.execute(
+                "SELECT p.position, e.sequence FROM pending p JOIN event e ON e.position = p.position "
+                "WHERE p.sink = ? AND p.source = ? AND p.uuid = ? AND p.cause <> 'replay'",
+                (sink, *key),
+            )
+            if position not in flight
+        )
+    for letter in _letters(db, "sink", sink, None):
+        delivery = letter.event
+        waiting.get((_source_of(db, delivery), delivery.uuid), set()).add(delivery.sequence)
+    return {
+        id_
+        for key, versions in behind.items()
+        for sequence, id_ in versions
+        if not set(range(sequence + 1, newest[key] + 1)) <= waiting[key]
+    }
+
+
+def _backlog(db: sqlite3.Connection, sink: str, position: int) -> Backlog:
+    """What waits above that position, and what is pending below it. A command's age counts from the command."""
+    pending, first_pending, first_command = db.execute(
+        "SELECT count(*), min(position) FILTER (WHERE cause = ''), min(since) FILTER (WHERE cause <> '') "
+        "FROM pending WHERE sink = ? AND position <= ?",
+        (sink, position),
+    ).fetchone()
+    ahead = max(0, _last_position(db) - position)
+    first = db.execute(
+        "SELECT committed FROM event WHERE position >= ? ORDER BY position LIMIT 1",
+        (min(position + 1, first_pending or position + 1),),
+    ).fetchone()
+    times = [first[0]] if first else []
+    times += [] if first_command is None else [first_command]
+    return Backlog(events=pending + ahead, oldest=min(times, default=None))
+
+
+def _require_names(db: sqlite3.Connection, table: Component, old: str, new: str) -> None:
+    """Raises ConfigError unless there is something to rename, and nothing that it would hide."""
+    names = [row[0] for row in db.execute(f"SELECT name FROM {table} ORDER BY name")]  # noqa: S608  # only our names
+    if old not in names:
+        raise ConfigError(f"the journal knows no {table} {old}: use one of {', '.join(names) or 'none'}")
+    if new in names:
+        raise ConfigError(
+            f"the journal already holds a {table} {new} with what it did under that name: restore a backup of before, "
+            f"or choose another name than {new}"
+        )
+
+
+def _rename_dead(db: sqlite3.Connection, component: Component, old: str, new: str) -> None:
+    """Dead letters of the new name, of a sink that was removed long ago, stay beside them."""
+    db.execute("UPDATE OR IGNORE dead SET name = ?3 WHERE component = ?1 AND name = ?2", (component, old, new))
+
+
+def _forget(db: sqlite3.Connection, held: Collection[str], now: Instant) -> list[str]:
+    """Notes when a sink left the configuration, and lets go of it once its `keep` has passed since.
+
+    Its dead letters stay until they are discarded.
+    """
+    forgotten = []
+    for name, keep, removed in db.execute("SELECT name, keep_seconds, removed FROM sink").fetchall():
+        if name in held:
+            continue
+        if removed is None:
+            db.execute("UPDATE sink SET removed = ? WHERE name = ?", (now, name))
+        elif removed + int(keep * SECOND) <= now:
+            db.execute("DELETE FROM sink WHERE name = ?", (name,))
+            for table in ("pending", "expired", "done"):
+                db.execute(f"DELETE FROM {table} WHERE sink = ?", (name,))  # noqa: S608  # only our names
+            forgotten.append(name)
+    return forgotten
 
 
 def _last_committed_before(db: sqlite3.Connection, before: Instant) -> int:
@@ -1255,8 +1650,9 @@ def _expire_up_to(db: sqlite3.Connection, sink: str, position: int, last: int) -
     rows = db.execute(
         "SELECT e.severity, count(*), min(e.committed), max(e.committed) FROM event e WHERE e.position <= ?2 AND "
         "(e.position > ?3 AND NOT EXISTS (SELECT 1 FROM dead d WHERE d.component = 'sink' AND d.name = ?1 "
+        "AND d.position = e.position) AND NOT EXISTS (SELECT 1 FROM done d WHERE d.sink = ?1 "
         "AND d.position = e.position) OR EXISTS (SELECT 1 FROM pending p WHERE p.sink = ?1 "
-        "AND p.position = e.position)) GROUP BY e.severity",
+        "AND p.position = e.position AND p.cause = '')) GROUP BY e.severity",
         (sink, last, position),
     ).fetchall()
     for severity, events, first, final in rows:
@@ -1266,6 +1662,37 @@ def _expire_up_to(db: sqlite3.Connection, sink: str, position: int, last: int) -
             (sink, severity, events, first, final),
         )
     if rows:
-        db.execute("DELETE FROM pending WHERE sink = ? AND position <= ?", (sink, last))
+        db.execute("DELETE FROM pending WHERE sink = ? AND position <= ? AND cause = ''", (sink, last))
         db.execute("UPDATE sink SET position = max(position, ?) WHERE name = ?", (last, sink))
     return Counter({severity: events for severity, events, _first, _final in rows})
+
+
+def _expire_commanded(db: sqlite3.Connection, sink: str, before: Instant, flight: Collection[int]) -> Counter[str]:
+    """Lets go of what was redriven or replayed and not taken in time either, which began with the command."""
+    rows = db.execute(
+        "SELECT p.position, e.severity, p.body FROM pending p LEFT JOIN event e ON e.position = p.position "
+        "WHERE p.sink = ? AND p.cause <> '' AND p.since < ?",
+        (sink, before),
+    ).fetchall()
+    counted: Counter[str] = Counter()
+    for position, severity, kept in rows:
+        if position in flight:
+            continue
+        raw = severity if kept is None else msgspec.msgpack.decode(kept, type=Delivery).severity
+        counted[raw] += 1
+        db.execute("DELETE FROM pending WHERE sink = ? AND position = ?", (sink, position))
+    for severity, events in counted.items():
+        db.execute(
+            "INSERT INTO expired VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET events = events + excluded.events, "
+            "last = max(last, excluded.last)",
+            (sink, severity, events, before, before),
+        )
+    return counted
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

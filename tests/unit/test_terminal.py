@@ -21,8 +21,12 @@ from relay.terminal import (
     DemoSummary,
     error_line,
     print_check,
+    print_dead_letter,
+    print_dead_letters,
     print_demo_summary,
     print_incidents,
+    print_sinks,
+    print_sources,
     print_status,
     show_backfill,
 )
@@ -420,3 +424,156 @@ async def test_bars_are_shown_below_the_log_until_the_past_is_read() -> None:
     assert "backfill  acme" in screen.getvalue()
     assert "50 %, read up to 09:00:00" in screen.getvalue()
     assert logged[-1] is sys.stderr
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+SINKS = {
+    "generated_time": "2026-11-22T10:14:32Z",
+    "relay_running": True,
+    "sinks": [
+        {
+            "name": "soc",
+            "type": "slack",
+            "state": "parked",
+            "state_since_time": "2026-11-21T21:40:00Z",
+            "backlog_events": 118,
+            "oldest_waiting_time": "2026-11-21T21:40:10Z",
+            "last_success_time": "2026-11-21T21:37:00Z",
+            "delivered_last_hour_events": 0,
+            "paused_until_time": None,
+            "dead_letters": 3,
+        },
+        {
+            "name": "old",
+            "type": None,
+            "state": "removed",
+            "state_since_time": "2026-11-20T08:00:00Z",
+            "backlog_events": 7,
+            "oldest_waiting_time": "2026-11-20T08:00:10Z",
+            "last_success_time": None,
+            "delivered_last_hour_events": None,
+            "paused_until_time": None,
+            "dead_letters": 0,
+        },
+    ],
+}
+SOURCES = {
+    "generated_time": "2026-11-22T10:14:32Z",
+    "relay_running": False,
+    "sources": [
+        {
+            "label": "acme",
+            "region": "eu",
+            "state": None,
+            "throttled_until_time": None,
+            "complete_up_to_time": "2026-11-22T10:14:20Z",
+            "lag_seconds": 12,
+            "backfill": "done",
+            "ledger_incidents": 48211,
+            "dead_letters": 1,
+        }
+    ],
+}
+LETTER = {
+    "id": "7c2e91d04ab8aaaaaaaaaaaaaaaaaaaa",
+    "component": "sink",
+    "name": "soar",
+    "time": "2026-11-22T07:31:40Z",
+    "source": "globex",
+    "incident_uuid": "0b0f3f7e-6a1c-4f0a-9b1e-5b7a64a1d0c1",
+    "sequence": 4,
+    "severity": "MEDIUM",
+    "title": "PowerShell started a download cradle",
+    "reason": "http_422",
+    "text": 'answered 422: field "assignee" must be an e-mail address',
+    "attempts": 6,
+    "cure": {
+        "text": "Correct what the receiver complains about, then send it again:",
+        "command": "relay dead-letters redrive 7c2e91d04ab8aaaaaaaaaaaaaaaaaaaa",
+    },
+}
+LETTERS = {"generated_time": "2026-11-22T10:14:32Z", "total": 3, "dead_letters": [LETTER]}
+
+
+def test_sinks_are_listed_with_those_that_were_removed() -> None:
+    assert printed(lambda console: print_sinks(SINKS, console), width=120) == (
+        "sink       state                         waiting  oldest           last success     delivered, 1 h  dead\n"
+        "soc slack  ■ parked since 21 Nov 21:40       118  12 h 34 min ago  12 h 37 min ago               0     3\n"
+        "old        ○ removed since 20 Nov 08:00        7  2 d 2 h ago      –                             –     0\n"
+        "as of 10:14:32, all times UTC\n"
+    )
+
+
+def test_sources_are_listed_without_a_relay_as_far_as_the_journal_knows() -> None:
+    assert printed(lambda console: print_sources(SOURCES, console)) == (
+        "source   state  complete up to   lag  ledger  dead\n"
+        "acme eu  –      10:14:20        12 s  48,211     1\n"
+        "as of 10:14:32, all times UTC; no relay runs at present\n"
+    )
+
+
+def test_dead_letters_are_listed_with_reason_and_what_to_do() -> None:
+    assert printed(lambda console: print_dead_letters(LETTERS, console), width=120) == (
+        "id            of    since     severity  attempts  incident                  reason\n"
+        "7c2e91d04ab8  soar  07:31:40  MEDIUM           6  PowerShell started a do…  answered 422: field "
+        '"assignee" must be an\n'
+        "                                                                            e-mail address\n"
+        "2 more dead letters not shown\n"
+        "To see one whole: relay dead-letters show ID\n"
+        "To send one again: relay dead-letters redrive ID\n"
+    )
+    assert printed(lambda console: print_dead_letters(LETTERS, console)).splitlines()[1:3] == [
+        '7c2e91d04ab8  soar  07:31:40  answered 422: field "assignee" must be an e-mail',
+        "                              address",
+    ]
+    none = {**LETTERS, "total": 0, "dead_letters": []}
+    assert printed(lambda console: print_dead_letters(none, console)) == "There is no dead letter.\n"
+
+
+def test_a_dead_letter_is_shown_with_its_event() -> None:
+    event = {"event": {"id": "7c2e"}, "incident": {"displayName": "evil \u202e \x1b[31m"}}
+    shown = {**LETTERS, "dead_letters": [{**LETTER, "kind": "updated", "event": event, "record": None}]}
+    assert printed(lambda console: print_dead_letter(shown, console), width=120) == (
+        "× 7c2e91d04ab8aaaaaaaaaaaaaaaaaaaa of soar since 07:31:40\n"
+        '  answered 422: field "assignee" must be an e-mail address\n'
+        "  updated, version 4 of incident 0b0f3f7e-6a1c-4f0a-9b1e-5b7a64a1d0c1 of globex; 6 attempts\n"
+        "  Correct what the receiver complains about, then send it again:\n"
+        "    relay dead-letters redrive 7c2e91d04ab8aaaaaaaaaaaaaaaaaaaa\n"
+        "\n"
+        "{\n"
+        '  "event": {\n'
+        '    "id": "7c2e"\n'
+        "  },\n"
+        '  "incident": {\n'
+        '    "displayName": "evil U+202E \\u001b[31m"\n'
+        "  }\n"
+        "}\n"
+    )
+
+
+HOSTILE = "\x1b]0;owned\x07\u202e\r\n[red]"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_text_of_a_dead_letter_reaches_the_terminal(width: int) -> None:
+    letter = {**LETTER, "title": HOSTILE, "text": HOSTILE, "severity": HOSTILE, "kind": "x", "incident_uuid": HOSTILE}
+    record = {**letter, "component": "source", "event": None, "record": HOSTILE, "cure": LETTER["cure"]}
+    text = printed(lambda console: print_dead_letters({**LETTERS, "dead_letters": [letter, record]}, console))
+    text += printed(
+        lambda console: print_dead_letter(
+            {**LETTERS, "dead_letters": [{**letter, "event": {"a": HOSTILE}, "record": None}, record]}, console
+        ),
+        width=width,
+    )
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+
+
+def test_lists_need_neither_colour_nor_unicode() -> None:
+    text = ascii_printed(lambda console: print_sinks(SINKS, console))
+    assert "parked since 21 Nov 21:40" in text
+    assert "?" not in text
+    coloured = printed(
+        lambda console: print_dead_letters(LETTERS, console), force_terminal=True, color_system="standard"
+    )
+    assert "\x1b[36mrelay dead-letters show ID" in coloured
