@@ -11,6 +11,7 @@ from relay.errors import Gone, JournalUnavailable, Refused, SinkError, Unavailab
 from relay.journal import EndpointStatus, Outcome, PageCommit, Progress, SinkLease, SourceLease
 from relay.journal.sqlite import SqliteJournal
 from relay.metrics import Metrics
+from relay.rules import Rule
 from relay.sinks import Delivery, Position
 from tests.support.clock import FakeClock
 from tests.support.incidents import START, chain
@@ -61,10 +62,18 @@ class Stage:
         self.journal, self.source, self.clock = journal, source, clock
         self.metrics = Metrics(clock)
 
-    async def courier(self, sink: MemorySink, name: str = "siem") -> tuple[Courier, SinkLease]:
+    async def courier(
+        self, sink: MemorySink, name: str = "siem", *, rule: Rule | None = None
+    ) -> tuple[Courier, SinkLease]:
         lease = await self.journal.sink(name, start="earliest", keep_seconds=3600)
         courier = Courier(
-            sink=sink, lease=lease, kind="memory", target="", metrics=self.metrics.sink(name), clock=self.clock
+            sink=sink,
+            lease=lease,
+            kind="memory",
+            target="",
+            rule=rule,
+            metrics=self.metrics.sink(name),
+            clock=self.clock,
         )
         return courier, lease
 
@@ -271,3 +280,41 @@ async def test_what_the_far_side_already_holds_is_not_sent_again(stage: Stage) -
     courier, _ = await stage.courier(sink)
     await drained(courier)
     assert uuids(sink) == ["u3", "u4"]
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+async def test_what_the_rule_does_not_want_is_skipped_and_the_position_moves_past_it(
+    stage: Stage, atomic: bool
+) -> None:
+    """Inside the batch: a far side that keeps the position learns it although nothing of the batch is sent."""
+    await stage.fill(10)
+    sink = MemorySink()
+    sink.atomic = atomic
+    courier, lease = await stage.courier(sink, rule=Rule('incident.uuid == "u9"'))
+    await drained(courier)
+    assert uuids(sink) == ["u9"]
+    assert sink.reached == ([4, 8, 10] if atomic else [10])
+    assert (await lease.backlog()).events == 0
+    assert stage.value("relay_deliveries_total", sink="siem", outcome="skipped", reason="when") == 9
+
+
+async def test_a_rule_that_fails_lets_the_event_pass_and_is_counted(stage: Stage) -> None:
+    await stage.fill(3)
+    sink = MemorySink()
+    courier, _lease = await stage.courier(sink, rule=Rule("10 / incident.metrics.deviceCount > 1"))
+    await drained(courier)
+    assert len(sink.arrived) == 3
+    assert stage.value("relay_errors_total", component="sink siem", reason="when") == 3
+
+
+async def test_what_was_skipped_is_held_with_the_batch_that_failed(stage: Stage) -> None:
+    """Nothing is settled before the batch is acknowledged: a position never moves past what was not sent."""
+    await stage.fill(4)
+    sink = MemorySink()
+    sink.script = [Unavailable("down", reason="timeout")]
+    courier, lease = await stage.courier(sink, rule=Rule('incident.uuid != "u0"'))
+    courier.drain()
+    running = asyncio.create_task(courier.run())
+    await asyncio.wait_for(running, 20)
+    assert uuids(sink) == ["u1", "u2", "u3"]
+    assert (await lease.backlog()).events == 0
