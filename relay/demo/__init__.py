@@ -5,17 +5,17 @@ The relay is a real process with a configuration of its own; the demo sees no mo
 
 import asyncio
 import signal
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from relay.clock import Clock, SystemClock
 from relay.demo.arrivals import FarSide
-from relay.demo.checker import compare
-from relay.demo.process import RelayProcess
+from relay.demo.chat import compare_posts
+from relay.demo.checker import Space, compare
+from relay.demo.process import RelayProcess, peak_memory_bytes
 from relay.demo.report import summarize
 from relay.demo.screen import Screen
-from relay.demo.stage import Stage, stage
+from relay.demo.stage import JOURNAL_BYTES, Stage, stage
 from relay.demo.story import Story, set_the_scene
 from relay.simulator import Simulator, serve
 from relay.terminal import DemoSummary, make_console, print_demo_summary
@@ -23,6 +23,8 @@ from relay.terminal import DemoSummary, make_console, print_demo_summary
 __all__ = ["demo"]
 
 SEED = 1
+MEMORY_BYTES = 384 << 20
+"""What the relay may take: its own 110 MiB, and room for the pages in flight. Measured with the demo's own at fork."""
 
 
 async def demo(*, kafka: str | None = None, keep: Path | None = None) -> int:
@@ -58,7 +60,7 @@ async def _demo(kafka: str | None, keep: Path | None) -> int:
     clock, console = SystemClock(), make_console()
     screen = Screen(console, clock)
     async with stage(kafka, keep, clock) as set_up:
-        screen.headline("A simulated ESET Connect, the real relay, and faults on purpose: about half a minute.")
+        screen.headline("A simulated ESET Connect, the real relay, and faults on purpose: about a minute.")
         summary = await _play(set_up, screen, clock)
     screen.blank()
     return print_demo_summary(summary, console)
@@ -69,15 +71,33 @@ async def _play(set_up: Stage, screen: Screen, clock: Clock) -> DemoSummary:
     set_the_scene(simulator)
     async with serve(simulator, control_enabled=False) as served:
         relay = RelayProcess(set_up.folder, set_up.configuration(served))
-        story = Story(simulator, relay, set_up.sides, screen, clock)
+        story = Story(simulator, relay, set_up, screen, clock)
         try:
             await _tell(story, set_up.sides, screen)
         finally:
             await relay.kill()
+    space = Space(
+        journal_bytes=relay.journal_bytes(),
+        journal_limit_bytes=JOURNAL_BYTES,
+        memory_bytes=peak_memory_bytes(),
+        memory_limit_bytes=MEMORY_BYTES,
+    )
+    told = story.told
     owing = story.owing()
-    comparisons = [compare(side.name, owing, side.arrivals, live_since=story.told.live_since) for side in set_up.sides]
-    notes = {side.name: side.note for side in set_up.sides}
-    return summarize(story.told, comparisons, notes=notes, kinds=_kinds(set_up.sides[0]), seconds=screen.seconds)
+    comparisons = [
+        compare(
+            side.name,
+            owing,
+            side.arrivals,
+            live_since=told.live_since,
+            ordeals=told.ordeals,
+            may_repeat=side.may_repeat,
+        )
+        for side in set_up.sides
+    ]
+    channel, note = compare_posts(set_up.channel.name, story.changes(), set_up.channel.posts)
+    notes = {side.name: side.note for side in set_up.sides} | {channel.sink: note}
+    return summarize(told, [*comparisons, channel], notes=notes, space=space, seconds=screen.seconds)
 
 
 async def _tell(story: Story, sides: Sequence[FarSide], screen: Screen) -> None:
@@ -93,8 +113,3 @@ async def _tell(story: Story, sides: Sequence[FarSide], screen: Screen) -> None:
             await side.finish()
     except TimeoutError as exc:
         story.told.stalled = story.told.stalled or f"what arrived could not be counted: {exc}"
-
-
-def _kinds(side: FarSide) -> Counter[str]:
-    """Of the distinct events that it holds."""
-    return Counter({arrival.id: arrival.kind for arrival in side.arrivals}.values())

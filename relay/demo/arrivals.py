@@ -1,4 +1,4 @@
-"""The far sides of the demo, read as any consumer would: the file of events, and a Kafka topic in read_committed."""
+"""The far sides of the demo that are read, as any consumer would: the file of events, a topic in read_committed."""
 
 import asyncio
 import logging
@@ -40,12 +40,17 @@ class FarSide(Protocol):
 
     name: str
     """The label of the sink that fills it."""
-    note: str
-    """How it was counted."""
     sink: Mapping[str, Any]
     """The configuration of that sink."""
+    may_repeat: bool
+    """Whether it may be sent an event twice, under one id."""
     arrivals: list[Arrival]
     """All that was seen so far, in the order in which it is held there."""
+
+    @property
+    def note(self) -> str:
+        """How it was counted."""
+        ...
 
     async def follow(self) -> None:
         """Notes what comes, for ever."""
@@ -61,6 +66,7 @@ class EventFile:
 
     name = "disk"
     note = "lines of a file"
+    may_repeat = False
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self.arrivals: list[Arrival] = []
@@ -88,7 +94,7 @@ class EventFile:
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
         now = self._clock.now()
-        self.arrivals += [_arrival(line, at=now) for line in whole.splitlines()]
+        self.arrivals += [arrival_of(line, at=now) for line in whole.splitlines()]
 
 
 class EventTopic:
@@ -96,6 +102,7 @@ class EventTopic:
 
     name = "kafka"
     note = "read_committed"
+    may_repeat = False
 
     def __init__(self, bootstrap: str, topic: str, clock: Clock, *, delete: Sequence[str] = ()) -> None:
         self.arrivals: list[Arrival] = []
@@ -215,8 +222,8 @@ _read_event = msgspec.json.Decoder(_Event).decode
 _read_uuid = msgspec.json.Decoder(_Uuid).decode
 
 
-def _arrival(body: bytes, *, at: Instant) -> Arrival:
-    """What is no event arrives too, without an id."""
+def arrival_of(body: bytes, *, at: Instant) -> Arrival:
+    """An event by its value. What is no event arrives too, without an id."""
     try:
         event = _read_event(body)
         uuid = _read_uuid(event.incident).uuid
@@ -237,7 +244,7 @@ def _arrival(body: bytes, *, at: Instant) -> Arrival:
 def _from_topic(message: Message, *, at: Instant) -> Arrival:
     """Named by its key and headers: those are what a consumer of Kafka goes by."""
     headers = dict(message.headers() or [])
-    arrival = _arrival(message.value() or b"", at=at)
+    arrival = arrival_of(message.value() or b"", at=at)
     return replace(arrival, id=_text(headers.get("ce_id")), uuid=_text(message.key()))
 
 

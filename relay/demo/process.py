@@ -3,20 +3,19 @@
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-import msgspec
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 PR_SET_PDEATHSIG: Final = 1
 STOP_SECONDS: Final = 6.0
+JOURNAL: Final = "relay.db"
 
 
 class RelayProcess:
@@ -69,28 +68,41 @@ class RelayProcess:
             await self.kill()
             return await self._process.wait()
 
-    async def counter(self, name: str) -> float:
-        """The sum of a counter over all its labels, from `/metrics`; 0 when the process does not answer."""
-        ports = [line["http_port"] for line in self._log_lines() if line.get("event") == "relay started"]
-        if not ports:
-            return 0.0
+    async def command(self, *arguments: str) -> str:
+        """What `relay …` answers to an operator, for the relay of this folder; what it complains of, if it fails."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "relay", *arguments, "--config", str(self._config)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
         try:
-            async with httpx.AsyncClient(trust_env=False) as client:
-                answer = await client.get(f"http://127.0.0.1:{ports[-1]}/metrics")
-        except httpx.HTTPError:
-            return 0.0
-        families = text_string_to_metric_families(answer.text)
-        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+            answer, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return answer.decode(errors="replace").strip()
+
+    def journal_bytes(self) -> int:
+        """The size of the journal's file: it never shrinks."""
+        path = self._config.with_name(JOURNAL)
+        return path.stat().st_size if path.exists() else 0
 
     def last_words(self) -> str:
         """The last line of its log, for whoever has to find out why it ended."""
         text = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
         return text.strip().rpartition("\n")[2]
 
-    def _log_lines(self) -> Iterator[dict[str, Any]]:
-        for line in self._log.read_bytes().splitlines():
-            with suppress(msgspec.DecodeError):
-                yield msgspec.json.decode(line, type=dict[str, Any])
+
+def peak_memory_bytes() -> int:
+    """The most that one of our processes has taken, of those that have ended."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _environment() -> dict[str, str]:

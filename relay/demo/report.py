@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from relay.clock import Instant
-from relay.demo.checker import GUARANTEES, Arrival, Comparison, Owed, kept, percentile
-from relay.demo.story import INCIDENTS, Hardship, Told
-from relay.incidents import KINDS
+from relay.demo.checker import GUARANTEES, Arrival, Comparison, Owed, Space, kept, percentile
+from relay.demo.told import Hardship, Told
 from relay.terminal import DemoFault, DemoSink, DemoSummary
-from relay.words import count, number
+from relay.words import count, number, size
 
 NAMED_EVENTS: Final = 3
 """How many of the events that something is wrong with are named."""
@@ -24,14 +22,11 @@ def summarize(
     comparisons: Sequence[Comparison],
     *,
     notes: Mapping[str, str],
-    kinds: Mapping[str, int],
+    space: Space | None,
     seconds: float,
 ) -> DemoSummary:
-    """The summary, red unless every guarantee held.
-
-    `notes` say how each sink was counted, `kinds` how many distinct events of each kind arrived.
-    """
-    held = kept(comparisons, told_to_the_end=told.to_the_end)
+    """The summary, red unless every guarantee held. `notes` say how each sink was counted."""
+    held = kept(comparisons, told_to_the_end=told.to_the_end, ordeals=told.ordeals, burials=told.burials, space=space)
     next_step, commands = _AFTER_SUCCESS if all(held.values()) else _AFTER_FAILURE
     return DemoSummary(
         seconds=seconds,
@@ -47,7 +42,7 @@ def summarize(
             )
             for one in comparisons
         ],
-        facts=[*_figures(told, comparisons, kinds), *_problems(told, comparisons)],
+        facts=[*_figures(told, comparisons, space), *_problems(told, comparisons, held)],
         guarantees_held=sum(held.values()),
         guarantees=len(GUARANTEES),
         next_step=next_step,
@@ -61,40 +56,46 @@ def _fault(hardship: Hardship, *, same_ids: bool) -> DemoFault:
     return DemoFault(at_seconds=hardship.at_seconds, fault=hardship.fault, reaction=reaction)
 
 
-def _figures(told: Told, comparisons: Sequence[Comparison], kinds: Mapping[str, int]) -> Iterator[Fact]:
-    live = max(one.owed for one in comparisons) - INCIDENTS
-    yield "incidents", f"{number(INCIDENTS)} read by backfill, {count(live, 'change')} while it ran"
-    yield "kinds", ", ".join(f"{number(kinds[kind])} {kind}" for kind in KINDS if kinds.get(kind))
+def _figures(told: Told, comparisons: Sequence[Comparison], space: Space | None) -> Iterator[Fact]:
+    live = max(one.owed for one in comparisons) - told.past
+    yield "incidents", f"{number(told.past)} read by backfill, {count(live, 'change')} while it ran"
     if not any(one.misplaced for one in comparisons):
         yield "order", "every incident arrived in the order of its versions, in every sink"
-    yield from _lag(told, [lag for one in comparisons for lag in one.lags])
-    if told.throttled_seconds is not None:
-        polls = count(told.polled_meanwhile, "time")
-        waited = f"{told.throttled_seconds:.0f} s"
-        yield "throttled", f"{waited}, as the relay counts; globex was polled {polls} meanwhile"
+    yield from _lag(told, comparisons)
+    back = sum(burial.came_back for burial in told.burials)
+    if back:
+        yield "dead", f"{back}: refused by the webhook with 422, sent again with `redrive`, arrived"
+    if space is not None:
+        memory = f"{space.memory_bytes / (1 << 20):.0f} of {space.memory_limit_bytes / (1 << 20):.0f} MiB"
+        yield "space", f"journal {size(space.journal_bytes, space.journal_limit_bytes)}, memory at most {memory}"
     if told.exit_code is not None:
         yield "stop", f"SIGTERM ended it in {told.stop_seconds:.1f} s with exit code {told.exit_code}"
 
 
-def _lag(told: Told, lags: Sequence[tuple[Instant, float]]) -> Iterator[Fact]:
+def _lag(told: Told, comparisons: Sequence[Comparison]) -> Iterator[Fact]:
     """What was changed amid a fault has to wait for its end: the worst case counts it, the usual one does not."""
-    usual = [lag for since, lag in lags if not any(hardship.covers(since) for hardship in told.hardships)]
+    lags = [(one.sink, since, lag) for one in comparisons for since, lag in one.lags]
+    usual = [lag for sink, since, lag in lags if not any(each.covers(since, sink) for each in told.hardships)]
     if usual:
         half, most = f"{percentile(usual, 0.5):.1f} s", f"{percentile(usual, 0.99):.1f} s"
-        worst = f"{max(lag for _, lag in lags):.1f} s amid a fault"
+        worst = f"{max(lag for _, _, lag in lags):.1f} s amid a fault"
         yield "lag", f"half of the changes within {half}, 99 % within {most} (a poll each second); at worst {worst}"
 
 
-def _problems(told: Told, comparisons: Sequence[Comparison]) -> Iterator[Fact]:
+def _problems(told: Told, comparisons: Sequence[Comparison], held: Mapping[str, bool]) -> Iterator[Fact]:
     """What a person needs to look further."""
     if told.stalled:
         yield "broken off", told.stalled
+    broken = [name for name in GUARANTEES if not held[name]]
+    if broken:
+        yield "broken", ", ".join(broken)
     for one in comparisons:
         yield from _named(one.sink, "missing", one.missing)
-        yield from _named(one.sink, "repeated", one.repeats)
+        yield from _named(one.sink, "repeated", () if one.may_repeat else one.repeats)
         yield from _named(one.sink, "unknown", one.unknown)
         yield from _named(one.sink, "altered", one.altered)
         yield from _named(one.sink, "misplaced", one.misplaced)
+        yield from _named(one.sink, "held up", one.delayed)
 
 
 def _named(sink: str, problem: str, events: Sequence[Owed | Arrival]) -> Iterator[Fact]:

@@ -5,36 +5,46 @@ It waits for the relay only by what the far sides see of it, so that every versi
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from typing import Final
+from typing import Final, Protocol
+
+import msgspec
 
 from relay.clock import SECOND, Clock, Instant
 from relay.demo.arrivals import FarSide
-from relay.demo.checker import Owed, owed
+from relay.demo.chat import compare_posts
+from relay.demo.checker import Burial, Ordeal, Owed, owed
 from relay.demo.process import RelayProcess
+from relay.demo.receivers import RETRY, Channel, EventReceiver
 from relay.demo.screen import Screen
+from relay.demo.told import Hardship, Told
 from relay.simulator import Fault, Scenario, SeenRequest, Simulator, Tenant, TenantSpec, set_up
 from relay.words import count, number
 
 USERNAMES: Final = {"acme": "api@acme.example", "globex": "api@globex.example"}
 PASSWORD: Final = "demo"  # noqa: S105 - of the simulator alone
-INCIDENTS_PER_TENANT: Final = 1000
+INCIDENTS_PER_TENANT: Final = 500
 INCIDENTS: Final = INCIDENTS_PER_TENANT * len(USERNAMES)
 PAGE_SIZE: Final = 100
 POLL_SECONDS: Final = 1
 FEW: Final = 10
-PART: Final = 300
+PART: Final = 150
 """So many incidents of the past have arrived when the relay is killed for the first time."""
-BULK: Final = 600
+BULK: Final = 300
 """Several pages at one instant: no cursor by time alone gets past that."""
+AMID: Final = 20
+"""So many of a bulk close have reached the webhook when the relay is killed."""
 RETRY_AFTER_SECONDS: Final = 8
+LEAST_SECONDS: Final = 3.0
+"""A far side is down for so long at least."""
 DOWN_SECONDS: Final = 0.5
 LATE_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 15.0
-TIME_LIMIT_SECONDS: Final = 46.0
+TIME_LIMIT_SECONDS: Final = 55.0
 """Whatever is not done by then makes the demo fail; stopping and counting fit into what is left of the minute."""
 LOOK_SECONDS: Final = 0.02
+GLANCE_SECONDS: Final = 0.2
+"""Where looking takes long."""
 
 _NEW: Final[Sequence[Mapping[str, str]]] = (
     {"severity": "INCIDENT_SEVERITY_LEVEL_HIGH"},
@@ -48,50 +58,35 @@ class Stalled(Exception):
     """The relay did not do what the story waits for; the message says what."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Hardship:
-    """Something that was done to the relay, what it did about it, and until when changes had to wait because of it."""
-
-    at_seconds: float
-    fault: str
-    began: Instant
-    killed: bool
-    reaction: str = "did not recover in time"
-    ended: Instant | None = None
-
-    def covers(self, instant: Instant) -> bool:
-        """Whether a change of that time had to wait."""
-        return instant >= self.began and (self.ended is None or instant < self.ended)
-
-
-@dataclass(slots=True, kw_only=True)
-class Told:
-    """What came of the story."""
-
-    live_since: Instant = 0
-    hardships: list[Hardship] = field(default_factory=list)
-    throttled_seconds: float | None = None
-    polled_meanwhile: int = 0
-    exit_code: int | None = None
-    stop_seconds: float = 0.0
-    stalled: str = ""
+class Scene(Protocol):
+    """Where the story is told."""
 
     @property
-    def to_the_end(self) -> bool:
-        """Whether everything was done, and the relay stopped in order when it was asked to."""
-        return not self.stalled and self.exit_code == 0
+    def sides(self) -> Sequence[FarSide]:
+        """The far sides to which every event is owed."""
+        ...
+
+    @property
+    def receiver(self) -> EventReceiver:
+        """One of them: the webhook's."""
+        ...
+
+    @property
+    def channel(self) -> Channel:
+        """The one that people read."""
+        ...
 
 
 class Story:
     """One telling. `told` is filled while it goes on."""
 
-    def __init__(
-        self, simulator: Simulator, relay: RelayProcess, sides: Sequence[FarSide], screen: Screen, clock: Clock
-    ) -> None:
-        self.told = Told()
+    def __init__(self, simulator: Simulator, relay: RelayProcess, scene: Scene, screen: Screen, clock: Clock) -> None:
+        self.told = Told(past=INCIDENTS)
         self._simulator = simulator
         self._relay = relay
-        self._sides = sides
+        self._sides = scene.sides
+        self._receiver = scene.receiver
+        self._channel = scene.channel
         self._screen = screen
         self._clock = clock
         self._deadline = clock.monotonic() + TIME_LIMIT_SECONDS
@@ -105,6 +100,8 @@ class Story:
             await self._everyday()
             await self._throttle()
             await self._falter()
+            await self._silence_slack()
+            await self._remove_webhook()
             await self._close_many()
             await self._settle()
         except Stalled as stalled:
@@ -115,6 +112,11 @@ class Story:
     def owing(self) -> list[Owed]:
         """Every version that there was."""
         return [version for name, tenant in self._tenants.items() for version in owed(name, tenant.history)]
+
+    def changes(self) -> list[Owed]:
+        """Those that came while the relay ran: chat takes nothing of the past."""
+        since = self.told.live_since
+        return [version for version in self.owing() if version.since >= since] if since else []
 
     # -- chapters -------------------------------------------------------------------------------------------------
 
@@ -177,11 +179,10 @@ class Story:
         await self._whole_poll()
         refused = self._lists("acme", hardship.began, status=429)
         asked = self._lists("acme", refused[-1].at)[0].at
-        self.told.polled_meanwhile = len(self._polls("globex", since=refused[0].at, until=asked))
-        self.told.throttled_seconds = await self._relay.counter("relay_api_backoff_seconds_total")
+        polls = len(self._polls("globex", since=refused[0].at, until=asked))
         if len(refused) == 1:
             waited = f"{(asked - refused[0].at) / SECOND:.1f} s"
-            self._recovered(hardship, f"asked nothing for {waited}, then read on from where it stood")
+            self._recovered(hardship, f"asked nothing for {waited}, read on; polled globex {polls} times meanwhile")
         else:
             self._recovered(hardship, f"asked too early: {count(len(refused), 'request')} refused")
 
@@ -200,13 +201,104 @@ class Story:
         renewed = "renewed its tokens, " if self._logged_in(hardship.began) else ""
         self._recovered(hardship, f"{renewed}asked {len(failed)} times more, was through after {seconds:.1f} s")
 
+    async def _silence_slack(self) -> None:
+        slack, began = self._channel, self._clock.now()
+        hardship = self._hardship("Slack answered 503", sink=slack.name)
+        slack.fail()
+        self._screen.say(f"Slack answered 503. {2 * FEW} incidents changed meanwhile, each of them twice.", events=2)
+        some = {name: self._take(name, FEW) for name in self._tenants}
+        self._each(lambda name, tenant: tenant.update(some[name]))
+        await self._until(lambda: slack.turned_away > 0, "a message to Slack")
+        await self._all_but(slack.name)  # each version was read, so it may be overtaken
+        self._each(lambda name, tenant: tenant.update(some[name]))
+        await self._others_have_all(slack.name, began)
+        slack.recover()
+        lifted = self.told.ordeals[-1].lifted
+        kept = [version for version in self.changes() if began <= version.since < lifted]
+        hardship.fault = f"Slack answered 503 for {(lifted - began) / SECOND:.0f} s"
+        self._screen.say(f"Slack was well again; {_waited_for_nobody(self._sides)} for it.")
+        await self._bury()
+        await self._until(lambda: slack.posted_since(lifted), "a message to Slack, which is well again")
+        self._recovered(hardship, f"kept {count(len(kept), 'event')}; {_waited_for_nobody(self._sides)}")
+
+    async def _bury(self) -> None:
+        """Slack is not asked again for some seconds: time for what has nothing to do with it."""
+        webhook = self._receiver
+        hardship = self._hardship("the webhook refused one event (422)", sink=webhook.name)
+        uuid = self._tenants["globex"].create({"displayName": "An incident that the webhook refuses"})
+        webhook.refuse(uuid)
+        self._screen.say("The webhook refused one event with 422.")
+        await self._until(lambda: len(webhook.refused) >= len(RETRY), "the last attempt at it")
+        letter = await self._dead_letter()
+        webhook.refuse("")
+        redriven = self._clock.now()
+        said = await self._relay.command("dead-letters", "redrive", letter)
+        self._screen.say(f"It became a dead letter. `relay dead-letters redrive`: {said}.")
+        await self._until(lambda: bool(self._taken(uuid)), "the event that was sent again")
+        (refused_id,) = {arrival.id for arrival in webhook.refused}
+        self.told.burials.append(
+            Burial(
+                id=refused_id,
+                attempts=len(RETRY),
+                refused=[arrival.at for arrival in webhook.refused],
+                redriven=redriven,
+                arrived=self._taken(uuid)[0],
+            )
+        )
+        self._recovered(hardship, "tried twice, kept it as a dead letter until `redrive`")
+
+    async def _dead_letter(self) -> str:
+        """The id of the webhook's dead letter, as an operator looks it up. Raises Stalled."""
+        limit = self._clock.monotonic() + PATIENCE_SECONDS
+        while self._clock.monotonic() < min(limit, self._deadline):
+            answer = await self._relay.command("dead-letters", "list", "--sink", self._receiver.name, "--json")
+            for letter in _letters(answer):
+                return letter["id"]
+        raise Stalled("a dead letter did not come in time")
+
+    def _taken(self, uuid: str) -> list[Instant]:
+        """When the webhook took events of this incident."""
+        return [arrival.at for arrival in self._receiver.arrivals if arrival.uuid == uuid]
+
+    async def _remove_webhook(self) -> None:
+        webhook, slack, began = self._receiver, self._channel, self._clock.now()
+        hardship = self._hardship("the webhook was removed (410)", sink=webhook.name)
+        webhook.remove()
+        self._screen.say(f"The webhook was removed: it answered 410. {2 * FEW} incidents changed meanwhile.")
+        self._each(lambda name, tenant: tenant.update(self._take(name, FEW)))
+        await self._until(lambda: bool(slack.told_of(webhook.name)), "the notice to Slack")
+        self._screen.say(f"Slack was told: {slack.told_of(webhook.name)}")
+        asked = webhook.turned_away
+        await self._others_have_all(webhook.name, began)
+        webhook.restore()
+        said = await self._relay.command("sinks", "enable", webhook.name)
+        self._screen.say(f"It was made again. `relay sinks enable {webhook.name}`: {said}.")
+        ids = {version.id for version in self.owing()}
+        await self._until(lambda: ids <= _ids(webhook), "what had waited for the webhook")
+        alone = "parked it" if webhook.turned_away == asked else "asked again too early"
+        self._recovered(hardship, f"{alone}, told Slack, waited for `relay sinks enable`")
+
+    async def _others_have_all(self, sink: str, began: Instant) -> None:
+        """Waits until all that was changed since is everywhere but in this sink, then notes that its ordeal ends."""
+        await self._all_but(sink)
+        left = LEAST_SECONDS - (self._clock.now() - began) / SECOND
+        await asyncio.sleep(max(0.0, left))
+        self.told.ordeals.append(Ordeal(sink=sink, began=began, lifted=self._clock.now()))
+
+    async def _all_but(self, sink: str) -> None:
+        """Waits until the other far sides hold every version that there was."""
+        ids = {version.id for version in self.owing()}
+        others = [side for side in self._sides if side.name != sink]
+        await self._until(lambda: all(ids <= _ids(side) for side in others), f"the other sinks, beside {sink},")
+
     async def _close_many(self) -> None:
         bulk = self._take("acme", BULK)
         before = self._arrived()
         began = self._clock.now()
         self._tenants["acme"].close(bulk)
         self._screen.say(f"{BULK} incidents of acme were closed at one instant.", events=2)
-        await self._until(lambda: self._arrived() > before, "the first of them")
+        taken = len(self._receiver.arrivals) + AMID
+        await self._until(lambda: len(self._receiver.arrivals) >= taken, "the first of them")
         await self._kill("KILL amid a bulk close", lambda: f"{self._arrived() - before} of {BULK}", began)
         self._screen.say("More changed while it was down.")
         self._each(lambda name, tenant: tenant.update(self._take(name, FEW)))
@@ -218,9 +310,13 @@ class Story:
         await self._whole_poll()
 
     async def _settle(self) -> None:
-        ids = {version.id for version in self.owing()}
+        changes, ids = self.changes(), {version.id for version in self.owing()}
+        await self._until(lambda: all(ids <= _ids(side) for side in self._sides), "the last events")
+        self._screen.say("All had arrived but for what Slack takes at one message a second.")
         await self._until(
-            lambda: all(ids <= {arrival.id for arrival in side.arrivals} for side in self._sides), "the last events"
+            lambda: not compare_posts(self._channel.name, changes, self._channel.posts)[0].missing,
+            "the last messages to Slack",
+            look_seconds=GLANCE_SECONDS,
         )
 
     async def _stop(self) -> None:
@@ -230,8 +326,9 @@ class Story:
 
     # -- hardships ------------------------------------------------------------------------------------------------
 
-    def _hardship(self, fault: str, *, killed: bool = False) -> Hardship:
-        hardship = Hardship(at_seconds=self._screen.seconds, fault=fault, began=self._clock.now(), killed=killed)
+    def _hardship(self, fault: str, *, killed: bool = False, sink: str = "") -> Hardship:
+        now = self._clock.now()
+        hardship = Hardship(at_seconds=self._screen.seconds, fault=fault, began=now, killed=killed, sink=sink)
         self.told.hardships.append(hardship)
         return hardship
 
@@ -297,7 +394,7 @@ class Story:
         }
         return users == set(USERNAMES.values())
 
-    async def _until(self, reached: Callable[[], bool], what: str) -> None:
+    async def _until(self, reached: Callable[[], bool], what: str, *, look_seconds: float = LOOK_SECONDS) -> None:
         """Raises Stalled when that takes too long, or when the relay has ended."""
         limit = min(self._clock.monotonic() + PATIENCE_SECONDS, self._deadline)
         while not reached():
@@ -305,7 +402,7 @@ class Story:
                 raise Stalled(f"the relay ended with exit code {self._relay.ended}: {self._relay.last_words()}")
             if self._clock.monotonic() > limit:
                 raise Stalled(f"{what} did not come in time")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(look_seconds)
 
     # -- tenants --------------------------------------------------------------------------------------------------
 
@@ -323,3 +420,21 @@ def set_the_scene(simulator: Simulator) -> None:
     usernames = USERNAMES.values()
     specs = [TenantSpec(username=user, password=PASSWORD, incidents=INCIDENTS_PER_TENANT) for user in usernames]
     set_up(simulator, Scenario(tenants=specs))
+
+
+def _ids(side: FarSide) -> set[str]:
+    return {arrival.id for arrival in side.arrivals}
+
+
+def _waited_for_nobody(sides: Sequence[FarSide]) -> str:
+    """Which sinks went on, in words."""
+    names = [side.name for side in sides]
+    return f"{', '.join(names[:-1])} and {names[-1]} did not wait"
+
+
+def _letters(answer: str) -> list[dict[str, str]]:
+    """Dead letters as the command lists them; none when it failed."""
+    try:
+        return list(msgspec.json.decode(answer)["dead_letters"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return []

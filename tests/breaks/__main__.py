@@ -227,14 +227,6 @@ BREAKS = (
         tests=SWEEP,
     ),
     Break(
-        guarantee="Complete",
-        what="a slice is compared up to a second too far",
-        file="relay/sweep.py",
-        old="return step.state.cursor + OVERLAP",
-        new="return step.state.cursor + 2 * OVERLAP",
-        tests=SWEEP,
-    ),
-    Break(
         guarantee="In order",
         what="an older version is believed without proof",
         file="relay/intake.py",

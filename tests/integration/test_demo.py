@@ -13,6 +13,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import httpx
 import msgspec
 import psutil
 import pytest
@@ -20,19 +21,43 @@ from rich.console import Console
 
 from relay.clock import SECOND
 from relay.demo.arrivals import EventFile
-from relay.demo.checker import Arrival, Comparison, Owed, compare, kept, owed, percentile
+from relay.demo.chat import Digest, Message, Notice, Post, compare_posts, post_of
+from relay.demo.checker import (
+    GUARANTEES,
+    Arrival,
+    Burial,
+    Comparison,
+    Ordeal,
+    Owed,
+    Space,
+    compare,
+    kept,
+    owed,
+    percentile,
+)
+from relay.demo.receivers import Channel, EventReceiver
 from relay.demo.report import summarize
 from relay.demo.screen import Screen
-from relay.demo.story import INCIDENTS, Hardship, Told
+from relay.demo.story import INCIDENTS
+from relay.demo.told import Hardship, Told
 from relay.eset.wire import decode_incident
+from relay.formats import slack
+from relay.formats.cloudevents import structured
+from relay.formats.message import Parked, digest_of, facts_of
 from relay.formats.native import render
 from relay.incidents import Event, Known, Scope, diff
+from relay.signing import key_of
 from relay.simulator import Simulator, Tenant
+from relay.sinks import Delivery
+from relay.sinks.webhook import signed
 from relay.terminal import print_demo_summary
 from tests.support.clock import START, FakeClock
 from tests.support.kafka import Kafka
 
 SCOPE = Scope(source="acme", start_from=0, first_start=0)
+ORDEAL = Ordeal(sink="slack", began=0, lifted=1)
+BURIAL = Burial(id="0" * 32, attempts=2, refused=[1, 2], redriven=3, arrived=4)
+SPACE = Space(journal_bytes=1 << 20, journal_limit_bytes=64 << 20, memory_bytes=9 << 20, memory_limit_bytes=99 << 20)
 
 
 def lived(clock: FakeClock) -> Tenant:
@@ -86,15 +111,30 @@ def arrivals_of(owing: Sequence[Owed], *, after_seconds: float = 0.5) -> list[Ar
     ]
 
 
-def compared(owing: Sequence[Owed], arrivals: Sequence[Arrival]) -> Comparison:
-    return compare("disk", owing, arrivals, live_since=START + SECOND)
+def compared(owing: Sequence[Owed], arrivals: Sequence[Arrival], *, may_repeat: bool = False) -> Comparison:
+    return compare("disk", owing, arrivals, live_since=START + SECOND, ordeals=[ORDEAL], may_repeat=may_repeat)
 
 
-def verdict(comparison: Comparison, told: Told | None = None) -> tuple[int, str]:
+def told_well(**changed: object) -> Told:
+    """A story that was told to its end, with all that has to happen in it."""
+    told = Told(exit_code=0, ordeals=[ORDEAL], burials=[BURIAL])
+    for name, value in changed.items():
+        setattr(told, name, value)
+    return told
+
+
+def held(comparisons: Sequence[Comparison], told: Told | None = None, space: Space | None = SPACE) -> set[str]:
+    """The guarantees that did not hold."""
+    told = told or told_well()
+    found = kept(comparisons, told_to_the_end=told.to_the_end, ordeals=told.ordeals, burials=told.burials, space=space)
+    assert tuple(found) == GUARANTEES
+    return {name for name, is_kept in found.items() if not is_kept}
+
+
+def verdict(comparison: Comparison, told: Told | None = None, space: Space | None = SPACE) -> tuple[int, str]:
     """Exit code and text of the summary."""
     console = Console(file=StringIO(), width=120)
-    told = told or Told(exit_code=0)
-    summary = summarize(told, [comparison], notes={"disk": "lines"}, kinds=Counter(["created"]), seconds=31)
+    summary = summarize(told or told_well(), [comparison], notes={comparison.sink: "lines"}, space=space, seconds=31)
     code = print_demo_summary(summary, console)
     assert isinstance(console.file, StringIO)
     return code, console.file.getvalue()
@@ -122,11 +162,11 @@ def test_every_version_is_owed_as_the_relay_names_and_describes_it() -> None:
 
 def test_all_that_is_owed_in_its_order_is_well(owing: list[Owed]) -> None:
     comparison = compared(owing, arrivals_of(owing))
-    assert kept([comparison], told_to_the_end=True) == {"complete": True, "in order": True, "named": True}
+    assert held([comparison]) == set()
     code, text = verdict(comparison)
     assert code == 0
     assert "Nothing was lost." in text
-    assert "3 of 3 guarantees held. Exit code 0." in text
+    assert "6 of 6 guarantees held. Exit code 0." in text
 
 
 def test_incidents_need_not_wait_for_one_another(owing: list[Owed]) -> None:
@@ -140,12 +180,12 @@ def test_an_event_that_is_hidden_from_the_comparison_is_missing(owing: list[Owed
     gone = arrivals.pop(hidden)
     comparison = compared(owing, arrivals)
     assert [version.id for version in comparison.missing] == [gone.id]
-    assert kept([comparison], told_to_the_end=True) == {"complete": False, "in order": True, "named": True}
+    assert held([comparison]) == {"complete"}
     code, text = verdict(comparison)
     assert code == 1
     assert "1 event did not arrive." in text
     assert f"missing     disk: acme {gone.uuid} {gone.sequence} {gone.kind}" in text
-    assert "failed  2 of 3 guarantees held. Exit code 1." in text
+    assert "failed  5 of 6 guarantees held. Exit code 1." in text
     assert "To run it against ESET" not in text
 
 
@@ -159,7 +199,7 @@ def test_the_same_id_again_is_a_repeat_wherever_it_stands(owing: list[Owed]) -> 
     arrivals = arrivals_of(owing)
     comparison = compared(owing, [*arrivals, arrivals[0]])
     assert (len(comparison.repeats), len(comparison.misplaced)) == (1, 0)
-    assert kept([comparison], told_to_the_end=True) == {"complete": True, "in order": True, "named": False}
+    assert held([comparison]) == {"named"}
     code, text = verdict(comparison)
     assert (code, "Nothing was lost." in text) == (1, True)
 
@@ -179,7 +219,7 @@ def test_an_id_that_no_version_has_is_unknown_and_its_version_missing(owing: lis
     arrivals[3] = replace(arrivals[3], id="0" * 32)
     comparison = compared(owing, arrivals)
     assert (len(comparison.unknown), len(comparison.missing)) == (1, 1)
-    assert kept([comparison], told_to_the_end=True) == {"complete": False, "in order": True, "named": False}
+    assert held([comparison]) == {"complete", "named"}
 
 
 @pytest.mark.parametrize(
@@ -200,9 +240,9 @@ def test_an_event_that_says_something_else_than_its_version_breaks_completeness(
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        (Told(stalled="a whole poll did not come in time", exit_code=0), "broken off"),
-        (Told(exit_code=1), "SIGTERM ended it in 0.0 s with exit code 1"),
-        (Told(exit_code=None), ""),
+        (told_well(stalled="a whole poll did not come in time"), "broken off"),
+        (told_well(exit_code=1), "SIGTERM ended it in 0.0 s with exit code 1"),
+        (told_well(exit_code=None), ""),
     ],
     ids=["stalled", "stopped badly", "ended by itself"],
 )
@@ -212,13 +252,232 @@ def test_a_story_that_was_not_told_to_its_end_fails_although_all_arrived(
     code, text = verdict(compared(owing, arrivals_of(owing)), told)
     assert code == 1
     assert said in text
-    assert "2 of 3 guarantees held" in text
+    assert "4 of 6 guarantees held" in text
+    assert "complete, apart" in text
 
 
 def test_one_bad_far_side_is_enough(owing: list[Owed]) -> None:
     arrivals = arrivals_of(owing)
     good, bad = compared(owing, arrivals), compared(owing, arrivals[1:])
-    assert kept([good, bad], told_to_the_end=True)["complete"] is False
+    assert "complete" in held([good, bad])
+
+
+# -- each of the other guarantees ------------------------------------------------------------------------------------
+
+
+def test_a_repeat_is_no_fault_where_the_same_id_may_come_again_unless_it_says_something_else(owing: list[Owed]) -> None:
+    arrivals = arrivals_of(owing)
+    again = compared(owing, [*arrivals, arrivals[0]], may_repeat=True)
+    assert (len(again.repeats), held([again])) == (1, set())
+    other = compared(owing, [*arrivals, replace(arrivals[0], content=b"{}")], may_repeat=True)
+    assert held([other]) == {"complete"}
+
+
+def test_what_waited_for_another_sink_breaks_apart_and_for_its_own_does_not(owing: list[Owed]) -> None:
+    arrivals = arrivals_of(owing)
+    last = owing[-1]
+    arrivals[-1] = replace(arrivals[-1], at=last.since + 9 * SECOND)
+    down = Ordeal(sink="slack", began=last.since, lifted=last.since + 8 * SECOND)
+    held_up = compare("disk", owing, arrivals, live_since=START, ordeals=[down])
+    assert [version.id for version in held_up.delayed] == [last.id]
+    assert held([held_up]) == {"apart"}
+    assert f"disk: acme {last.uuid} {last.sequence} {last.kind}" in verdict(held_up)[1]
+    for no_fault in (replace(down, sink="disk"), replace(down, lifted=last.since + 9 * SECOND)):
+        assert held([compare("disk", owing, arrivals, live_since=START, ordeals=[no_fault])]) == set()
+
+
+def test_without_an_ordeal_or_a_dead_letter_nothing_is_shown_of_them(owing: list[Owed]) -> None:
+    comparison = compared(owing, arrivals_of(owing))
+    assert held([comparison], told_well(ordeals=[])) == {"apart"}
+    assert held([comparison], told_well(burials=[])) == {"nothing vanishes"}
+    assert held([comparison], space=None) == {"bounded"}
+
+
+@pytest.mark.parametrize(
+    "burial",
+    [
+        replace(BURIAL, arrived=None),
+        replace(BURIAL, redriven=None),
+        replace(BURIAL, arrived=2),
+        replace(BURIAL, refused=[1]),
+        replace(BURIAL, refused=[1, 2, 3]),
+        replace(BURIAL, refused=[1, 4]),
+    ],
+    ids=["lost", "not asked for", "came by itself", "tried too rarely", "tried too often", "tried after the redrive"],
+)
+def test_a_dead_letter_that_does_not_come_back_as_it_should_has_vanished(owing: list[Owed], burial: Burial) -> None:
+    code, text = verdict(compared(owing, arrivals_of(owing)), told_well(burials=[BURIAL, burial]))
+    assert code == 1
+    assert "broken      nothing vanishes" in text
+
+
+@pytest.mark.parametrize("taken", [{"journal_bytes": (64 << 20) + 1}, {"memory_bytes": (99 << 20) + 1}], ids=str)
+def test_more_disk_or_memory_than_allowed_breaks_bounded(owing: list[Owed], taken: dict[str, int]) -> None:
+    code, text = verdict(compared(owing, arrivals_of(owing)), space=replace(SPACE, **taken))
+    assert (code, "5 of 6 guarantees held" in text) == (1, True)
+
+
+# -- chat ------------------------------------------------------------------------------------------------------------
+
+
+def delivery_of(event: Event) -> Delivery:
+    return Delivery(
+        position=1,
+        id=event.id,
+        kind=event.kind,
+        source=event.source,
+        origin=event.origin,
+        uuid=event.uuid,
+        sequence=event.sequence,
+        updated=event.updated,
+        severity=event.severity,
+        body=render(event),
+    )
+
+
+LINKS = {"acme": "https://console.example/incidents/{uuid}"}
+
+
+def posted(*events: Event) -> Post:
+    """What the channel makes of the relay's own message for these, a digest when there are several."""
+    deliveries = [delivery_of(event) for event in events]
+    if len(deliveries) == 1:
+        payload = slack.message(facts_of(deliveries[0], links=LINKS))
+    else:
+        payload = slack.digest(digest_of(deliveries, links=LINKS))
+    return post_of(msgspec.json.encode(payload), at=max(event.observed for event in events) + SECOND)
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return events_of(lived(FakeClock()))
+
+
+def in_chat(owing: Sequence[Owed], posts: Sequence[Post]) -> Comparison:
+    return compare_posts("slack", owing, posts)[0]
+
+
+def test_the_channel_reads_of_a_message_what_people_can_read_of_it(events: list[Event]) -> None:
+    for event in events:
+        post = posted(event)
+        assert isinstance(post, Message)
+        assert (post.source, post.uuid, post.kind) == ("acme", event.uuid, event.kind)
+        assert post.second == event.updated // SECOND
+    digest = posted(*events)
+    assert isinstance(digest, Digest)
+    assert (digest.total, len(digest.listed)) == (len(events), 10)
+    assert {row[0] for row in digest.listed} <= {event.uuid for event in events}
+    assert sum(digest.severities.values()) == len(events)
+    notice = slack.notice(Parked(sink="webhook", reason="it answered 410", since=START, waiting=3), now=START)
+    assert isinstance(post_of(msgspec.json.encode(notice), at=START), Notice)
+    assert isinstance(post_of(b"not a message", at=START), Notice)
+
+
+def test_a_message_for_each_change_or_one_digest_for_all_is_well(owing: list[Owed], events: list[Event]) -> None:
+    singles, digest = [posted(event) for event in events], [posted(*events)]
+    for posts in (singles, digest):
+        comparison, note = compare_posts("slack", owing, posts)
+        assert held([comparison]) == set()
+        assert (comparison.owed, comparison.arrived, note.endswith(" 0 superseded")) == (len(owing), len(posts), True)
+    assert compare_posts("slack", owing, digest)[1].startswith("1 message stands for 17 changes: 1 digest")
+
+
+def test_a_newer_version_stands_for_an_older_one_and_never_the_other_way_round(
+    owing: list[Owed], events: list[Event]
+) -> None:
+    newest = {event.uuid: event for event in events}
+    comparison, note = compare_posts("slack", owing, [posted(event) for event in newest.values()])
+    assert comparison.missing == []
+    assert note.endswith(f"{len(events) - len(newest)} superseded")
+    oldest = {event.uuid: event for event in reversed(events)}
+    changed = {event.uuid for event in events if event.sequence > 1}
+    comparison = in_chat(owing, [posted(event) for event in oldest.values()])
+    assert {version.uuid for version in comparison.missing} == changed
+    assert verdict(comparison)[0] == 1
+
+
+@pytest.mark.parametrize("hidden", range(7))
+def test_a_newest_version_that_no_message_stands_for_is_missing(
+    owing: list[Owed], events: list[Event], hidden: int
+) -> None:
+    newest = list({event.uuid: event for event in events}.values())
+    gone = newest.pop(hidden % len(newest))
+    for posts in ([posted(event) for event in newest], [posted(*newest)]):
+        assert [version.uuid for version in in_chat(owing, posts).missing] == [gone.uuid]
+
+
+def test_a_digest_stands_for_no_more_than_it_counts_of_a_severity_and_a_time(owing: list[Owed]) -> None:
+    newest = list({version.uuid: version for version in owing}.values())
+    seconds = [version.updated // SECOND for version in newest]
+    severities = Counter(version.severity for version in newest)
+    at = max(version.since for version in owing)
+    digest = Digest(total=len(newest), severities=severities, listed=[], begin=min(seconds), end=max(seconds), at=at)
+    assert in_chat(owing, [digest]).missing == []
+    fewer = severities - Counter([newest[0].severity])
+    assert len(in_chat(owing, [replace(digest, severities=fewer)]).missing) == 1
+    assert in_chat(owing, [replace(digest, end=max(seconds) - 1)]).missing != []
+    assert in_chat(owing, [replace(digest, at=at - 1)]).missing != []
+
+
+def test_chat_messages_out_of_order_or_of_nothing_that_was_are_found(owing: list[Owed], events: list[Event]) -> None:
+    posts = [posted(event) for event in events]
+    assert len(in_chat(owing, [*posts, posts[0]]).repeats) == 1
+    assert "in order" in held([in_chat(owing, posts[::-1])])
+    first = posts[0]
+    assert isinstance(first, Message)
+    assert held([in_chat(owing, [*posts, replace(first, second=1)])]) == {"named"}
+    assert held([in_chat(owing, [*posts, replace(first, severity="NONE")])]) == {"named"}
+
+
+# -- the receivers ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_receiver_takes_what_is_signed_and_refuses_as_it_is_told(events: list[Event]) -> None:
+    clock = FakeClock()
+    receiver = EventReceiver(clock)
+    delivery = delivery_of(events[0])
+    body = structured(delivery, delivery.body)
+
+    async def post(headers: dict[str, str]) -> int:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return (await client.post(receiver.sink["url"], content=body, headers=headers)).status_code
+
+    async with receiver.open():
+        key = key_of(receiver.sink["secrets"])
+        good = signed(delivery.id, 1_700_000_000, body, [key])
+        assert await post(good) == 204
+        assert [arrival.id for arrival in receiver.arrivals] == [delivery.id]
+        assert receiver.arrivals[0].content == events[0].incident
+        assert receiver.note == "every signature was verified"
+        receiver.refuse(delivery.uuid)
+        assert await post(good) == 422
+        receiver.refuse("")
+        receiver.remove()
+        assert await post(good) == 410
+        receiver.restore()
+        assert (len(receiver.arrivals), len(receiver.refused), receiver.turned_away) == (1, 1, 1)
+        assert await post(good) == 204
+        assert "same webhook-id" in receiver.note
+        for bad in (
+            signed(delivery.id, 1_700_000_000, body, [b"another"]),
+            {**good, "webhook-id": "another"},
+            {name: value for name, value in good.items() if name != "webhook-signature"},
+        ):
+            assert await post(bad) == 401
+            assert receiver.arrivals.pop().id == ""
+
+
+async def test_the_channel_answers_ok_and_503_while_it_is_down(events: list[Event]) -> None:
+    channel = Channel(FakeClock())
+    body = msgspec.json.encode(slack.message(facts_of(delivery_of(events[0]))))
+    async with channel.open(), httpx.AsyncClient(trust_env=False) as client:
+        answers = [await client.post(channel.sink["url"], content=body)]
+        channel.fail()
+        answers.append(await client.post(channel.sink["url"], content=body))
+        channel.recover()
+    assert [(answer.status_code, answer.text) for answer in answers] == [(200, "ok"), (503, "service_unavailable")]
+    assert (len(channel.posts), channel.turned_away) == (1, 1)
+    assert channel.posted_since(START)
 
 
 # -- lag and faults --------------------------------------------------------------------------------------------------
@@ -236,16 +495,16 @@ def test_changes_amid_a_fault_count_for_the_worst_lag_only(owing: list[Owed]) ->
     last = owing[-1]
     arrivals[-1] = replace(arrivals[-1], at=last.since + 9 * SECOND)
     amid = Hardship(at_seconds=4, fault="429", began=last.since, killed=False, ended=last.since + 9 * SECOND)
-    _, text = verdict(compared(owing, arrivals), Told(exit_code=0, hardships=[amid]))
+    _, text = verdict(compared(owing, arrivals), told_well(hardships=[amid]))
     assert "half of the changes within 0.5 s, 99 % within 0.5 s (a poll each second); at worst 9.0 s" in text
 
 
 def test_only_a_relay_that_came_back_without_repeats_has_the_same_ids(owing: list[Owed]) -> None:
     kill = Hardship(at_seconds=4, fault="KILL", began=START, killed=True, reaction="started again", ended=START + 1)
     arrivals = arrivals_of(owing)
-    assert "with the same ids" in verdict(compared(owing, arrivals), Told(exit_code=0, hardships=[kill]))[1]
+    assert "with the same ids" in verdict(compared(owing, arrivals), told_well(hardships=[kill]))[1]
     repeated = compared(owing, [*arrivals, arrivals[0]])
-    assert "with the same ids" not in verdict(repeated, Told(exit_code=0, hardships=[kill]))[1]
+    assert "with the same ids" not in verdict(repeated, told_well(hardships=[kill]))[1]
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 2.0), (0.99, 4.0), (0.25, 1.0), (0.26, 2.0), (1.0, 4.0)])
@@ -309,7 +568,7 @@ def require_success(found: "subprocess.CompletedProcess[str]", seconds: float) -
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stderr == ""
     assert "Nothing was lost." in found.stdout
-    assert "3 of 3 guarantees held. Exit code 0." in found.stdout
+    assert "6 of 6 guarantees held. Exit code 0." in found.stdout
     assert "\x1b" not in found.stdout
     assert seconds < 60
 
@@ -329,7 +588,14 @@ def test_the_demo_tells_its_story_in_a_minute_and_keeps_every_guarantee(tmp_path
     lines = (kept_folder / "events.ndjson").read_bytes().splitlines()
     ids = {msgspec.json.decode(line)["event"]["id"] for line in lines}
     assert len(ids) == len(lines) > INCIDENTS
-    assert f"disk {len(lines):,} {len(lines):,} 0 0 lines of a file" in " ".join(found.stdout.split())
+    said = " ".join(found.stdout.split())
+    assert f"disk {len(lines):,} {len(lines):,} 0 0 lines of a file" in said
+    assert f"webhook {len(lines):,} " in said
+    assert f"messages stand for {len(lines) - INCIDENTS} changes: " in said
+    assert "dead 1: refused by the webhook with 422, sent again with `redrive`, arrived" in said
+    for fault in ("Slack answered 503 for", "the webhook was removed (410)", "ESET answered 429 for"):
+        assert fault in said
+    assert "did not recover in time" not in said
     assert (kept_folder / "relay.log").read_text().count('"event": "relay started"') == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
 
