@@ -7,12 +7,15 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+import msgspec
+
+from relay import control
 from relay.assembly import Accounts, make_client, make_journal, make_sink
 from relay.clock import Clock, Instant, SystemClock
 from relay.errors import (
@@ -22,18 +25,24 @@ from relay.errors import (
     JournalError,
     JournalLocked,
     LoginRefused,
+    RelayError,
     SinkError,
     SourceError,
 )
 from relay.eset.auth import Account
 from relay.eset.client import EsetClient, Patience
 from relay.eset.wire import DecodedPage, decode_page
+from relay.incidents import Known
 from relay.journal import View, Way
 from relay.metrics import Metrics
 from relay.passes import VIEWS, sound
-from relay.settings import Settings, Source
+from relay.settings import Settings, SlackSink, Source, TeamsSink, WebhookSink
+from relay.signing import secrets_in
 from relay.status import FULL_RATIO, CheckLine
-from relay.words import count, moment, number, sentence, span
+from relay.words import count, inert, moment, number, sentence, span
+
+if TYPE_CHECKING:
+    from relay.rules import Rule
 
 PATIENCE_SECONDS: Final = 60.0
 """How long one source or sink may take, its retries included."""
@@ -47,7 +56,11 @@ NO_ROOM_BYTES: Final = 1 << 20
 """A page of incidents takes about as much."""
 UNKNOWN_JOURNAL: Final = "check"
 """Stands in for the journal's id, which is only known once it is open."""
+STOPPED: Final = ("parked", "disabled")
+"""The states of a sink that last until a person ends them."""
 
+KNOWN_INCIDENTS: Final = 1000
+"""Rules are tried on so many incidents of the ledger."""
 CLOSE_SECONDS: Final = 2.0
 AGAIN: Final = "relay check"
 # Why there was no answer: what is said of the host, and the cure.
@@ -71,6 +84,22 @@ _UNREACHED: Final[Mapping[str, tuple[str, str]]] = {
 _HOSTS: Final = (
     "Let base_url and token_url of this source lead to ESET Connect, with nothing that answers in its place, then:"
 )
+# The same for a sink that posts messages, by the reason of its error; the text is that of a source but for one.
+_SINK_UNREACHED: Final[Mapping[str, str]] = {
+    "address": "Let url of this sink lead elsewhere, then:",
+    "dns": "Check url of this sink, and the DNS of this machine, then:",
+    "connect": "Let this machine reach that host, directly or by a proxy, then:",
+    "timeout": "Let this machine reach that host, directly or by a proxy, then:",
+    "reset": "See whether a firewall or a proxy stands in between, then:",
+    "truncated": "See whether a firewall or a proxy stands in between, then:",
+    "protocol": "See whether url of this sink, and its proxy, speak HTTP, then:",
+    "proxy": "Check proxy of this sink, or HTTPS_PROXY where it is env, then:",
+    "tls": "Where a proxy inspects TLS, name its authority in tls.ca_file of this sink, then:",
+}
+_FORBIDDEN: Final = "{host} is link-local or a metadata service, which no sink is let reach"
+_GIVEN_UP: Final = "Correct the cause, then let it go on with the oldest waiting event:"
+_CONNECTOR_HOSTS: Final = (".webhook.office.com", ".outlook.office.com")
+_WORKFLOW_HOSTS: Final = (".logic.azure.com", ".api.powerplatform.com", ".logic.azure.us", ".api.powerplatform.us")
 _DENIED: Final[Mapping[int, str]] = {
     401: "Let base_url and token_url of this source name hosts of one region, then:",
     403: "Give the API user the permission to read incidents, and the account a licence for them, then:",
@@ -79,18 +108,34 @@ _DENIED: Final[Mapping[int, str]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """What the journal holds, as far as it could be looked at: an incident is there with its source.
+
+    `incidents` is None when they cannot be had, and `why` then says it. `stopped` are the sinks that a person has to
+    set going, each with its state and the reason.
+    """
+
+    journal_id: str = UNKNOWN_JOURNAL
+    incidents: Sequence[tuple[str, Known]] | None = ()
+    why: str = ""
+    stopped: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
 async def check(settings: Settings, *, offline: bool) -> list[CheckLine]:
     """Tries all of it; `offline` only reads the configuration. Never raises for what it finds."""
-    lines = _configuration(settings)
+    rules, refused = _rules(settings)
+    lines = [*_configuration(settings), *refused]
     if offline:
         return lines
     clock = SystemClock()
-    journal, journal_id = await _journal(settings, clock)
+    journal, held = await _journal(settings, clock)
     sources, sinks = await asyncio.gather(
         _sources(settings, clock),
-        asyncio.gather(*(_sink(name, settings, journal_id) for name in settings.sinks)),
+        asyncio.gather(*(_sink(name, settings, held) for name in settings.sinks)),
     )
-    return [*lines, *journal, *sources, *sinks]
+    tried = {name: list(_rule_tried(name, settings, rules, held)) for name in settings.sinks}
+    return [*lines, *journal, *sources, *(line for one in sinks for line in (one, *tried[one.name]))]
 
 
 def _configuration(settings: Settings) -> list[CheckLine]:
@@ -100,26 +145,86 @@ def _configuration(settings: Settings) -> list[CheckLine]:
     return lines + [CheckLine(outcome="warn", name="configuration", text=text) for text in settings.warnings]
 
 
+# -- rules ------------------------------------------------------------------------------------------------------------
+
+
+def _rules(settings: Settings) -> tuple[dict[str, "Rule"], list[CheckLine]]:
+    """The rules that can be read, and a line for everything that is wrong or doubtful."""
+    wanted = {name: sink.when for name, sink in settings.sinks.items() if sink.when is not None}
+    if not wanted:
+        return {}, []
+    from relay.rules import Rule, RuleError  # noqa: PLC0415  # its library is large, and most sinks have no rule
+
+    rules: dict[str, Rule] = {}
+    lines = []
+    for name, text in wanted.items():
+        where = f"sinks.{name}.when"
+        try:
+            rules[name] = Rule(text)
+        except RuleError as error:
+            lines.append(_failed("configuration", *_with_hint(f"{where} {error}")))
+            continue
+        lines += [
+            CheckLine(outcome="warn", name="configuration", text=f"{where} {warning}")
+            for warning in rules[name].warnings
+        ]
+    return rules, lines
+
+
+def _rule_tried(name: str, settings: Settings, rules: Mapping[str, "Rule"], held: _Held) -> Iterator[CheckLine]:
+    """How many of the known incidents the sink would get: one with a rule, or one that people read."""
+    sink = settings.sinks[name]
+    rule = rules.get(name)
+    if (rule is None and not isinstance(sink, SlackSink | TeamsSink)) or (rule is None and sink.when is not None):
+        return
+    subject = "rule" if rule is not None else "no rule"
+    if held.incidents is None:
+        yield CheckLine(outcome="skip", name=name, text=f"{subject}; no known incident can be looked at: {held.why}")
+        return
+    total = len(held.incidents)
+    if not total:
+        yield CheckLine(outcome="ok", name=name, text=f"{subject}; no incident is known yet that it could match")
+        return
+    matches = [rule.matches_known(known, source=source) for source, known in held.incidents] if rule else []
+    untold = sum(bool(match.error) for match in matches)
+    matched = sum(match.matched and not match.error for match in matches) if rule else total
+    known = "the 1 known incident" if total == 1 else f"the last {count(total, 'known incident')}"
+    text = f"{subject} matches {'all' if matched == total else number(matched)} of {known}"
+    if untold:
+        text = f"{text}; {number(untold)} more cannot be told from what is kept of them, and would be sent"
+    yield CheckLine(outcome="ok", name=name, text=text if rule else f"no rule: {text.removeprefix('no rule ')}")
+
+
 # -- journal ----------------------------------------------------------------------------------------------------------
 
 
-async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], str]:
-    """Its lines, and its id if it could be opened."""
+async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], _Held]:
+    """Its lines, and what it holds if it could be opened, or if the relay that holds it told."""
     path = settings.journal.path
     if not _exists(path) and not _exists(path.with_name(f"{path.name}-wal")):
-        return _new_journal(path, settings.journal.max_bytes), UNKNOWN_JOURNAL
+        return _new_journal(path, settings.journal.max_bytes), _Held()
     journal = make_journal(settings, clock=clock)
     try:
         await journal.open()
         used = (await journal.use()).used_bytes
+        held = _Held(
+            journal_id=journal.id,
+            incidents=await journal.latest_incidents(KNOWN_INCIDENTS),
+            stopped={
+                sink.name: (sink.endpoint.state, sink.endpoint.reason)
+                for sink in await journal.sinks()
+                if sink.endpoint.state in STOPPED
+            },
+        )
     except JournalLocked as error:
         holder = re.search(r"held by (.+?);", str(error))
+        unread = _Held(incidents=None, why="a running relay holds the journal", stopped=await _told_stopped(settings))
         if holder is None:
-            return [_failed("journal", *_with_hint(str(error)))], UNKNOWN_JOURNAL
+            return [_failed("journal", *_with_hint(str(error)))], unread
         text = f"{path.name} is held by a running relay, {holder[1]}"
-        return [CheckLine(outcome="ok", name="journal", text=text)], UNKNOWN_JOURNAL
+        return [CheckLine(outcome="ok", name="journal", text=text)], unread
     except JournalError as error:
-        return [_failed("journal", *_with_hint(str(error)))], UNKNOWN_JOURNAL
+        return [_failed("journal", *_with_hint(str(error)))], _Held(incidents=None, why="the journal cannot be read")
     finally:
         await journal.close()
     text = f"{path.name} opens, is not locked, {_amount(used, of=settings.journal.max_bytes)}"
@@ -127,7 +232,26 @@ async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], s
     if used >= FULL_RATIO * settings.journal.max_bytes:
         text = f"{path.name} is full, {_amount(used, of=settings.journal.max_bytes)}"
         line = _failed("journal", text, "Bring back the sink that events wait for, or raise journal.max_bytes, then:")
-    return [line, *_room(path, settings.journal.max_bytes)], journal.id
+    return [line, *_room(path, settings.journal.max_bytes)], held
+
+
+async def _told_stopped(settings: Settings) -> dict[str, tuple[str, str]]:
+    """The sinks that a running relay has stopped sending to, as it tells; none when it does not."""
+    if not settings.admin_socket_path.exists():
+        return {}
+    content = msgspec.json.encode(control.ListSinks())
+    try:
+        answer = await asyncio.to_thread(
+            control.ask_running, settings.admin_socket_path, "POST", "/api/commands", content=content
+        )
+    except RelayError:
+        return {}
+    rows = answer["sinks"] if answer is not None else []
+    return {
+        row["name"]: (row["state"], (row["last_error"] or {}).get("text", ""))
+        for row in rows
+        if row["state"] in STOPPED and row["configured"]
+    }
 
 
 def _exists(path: Path) -> bool:
@@ -349,24 +473,99 @@ def _clock_lines(skew_seconds: float) -> list[CheckLine]:
 # -- sinks ------------------------------------------------------------------------------------------------------------
 
 
-async def _sink(name: str, settings: Settings, journal_id: str) -> CheckLine:
+async def _sink(name: str, settings: Settings, held: _Held) -> CheckLine:
+    chosen = settings.sinks[name]
+    state, why = held.stopped.get(name, ("", ""))
+    if state == "disabled":
+        return CheckLine(outcome="skip", name=name, text="disabled by an operator")
+    message = chosen if isinstance(chosen, WebhookSink | SlackSink | TeamsSink) else None
+    if state == "parked" and (
+        message is not None or held.incidents is None
+    ):  # others get a new chance at the next start
+        return _given_up(name, why)
     try:
-        sink = make_sink(name, settings=settings, journal_id=journal_id)
+        sink = make_sink(name, settings=settings, journal_id=held.journal_id)
     except ConfigError as error:
-        return _failed(name, str(error), "Correct the configuration, then:")
+        unusable = (str(error), "Correct the configuration, then:") if message is None else _unusable(message, error)
+        return _failed(name, *unusable)
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            return CheckLine(outcome="ok", name=name, text=await sink.probe())
+            found = await sink.probe()
     except TimeoutError:
         cure = "See whether its far side answers at all, then:"
         return _failed(name, f"no answer within {PATIENCE_SECONDS:g} s", cure)
     except (SinkError, ConfigError) as error:
+        if message is not None:
+            return _failed(name, *_unusable(message, error))
         text, cure = _with_hint(str(error).removeprefix(f"kafka sink {name}: "))
-        if not cure and settings.sinks[name].type == "kafka":
+        if not cure and chosen.type == "kafka":
             cure = "Check bootstrap.servers, and that this machine reaches the brokers. To try again:"
         return _failed(name, text, cure)
     finally:
         await sink.close(CLOSE_SECONDS)
+    if isinstance(chosen, WebhookSink):
+        return CheckLine(outcome="ok", name=name, text=_signed(chosen, found))
+    if isinstance(chosen, SlackSink | TeamsSink):
+        return _chat(name, chosen, found)
+    return CheckLine(outcome="ok", name=name, text=found)
+
+
+def _given_up(name: str, why: str) -> CheckLine:
+    """Only where the reason is our own does its end say what to do; all else of it may be the far side's text."""
+    text, _, hint = why.partition("; ") if why.startswith(("Slack answered ", "Teams answered ")) else (why, "", "")
+    cure = f"{hint[:1].upper()}{hint[1:]}, then:" if hint else _GIVEN_UP
+    command = f"relay sinks enable {name}"
+    return CheckLine(outcome="fail", name=name, text=inert(text) or "it was given up", cure=cure, command=command)
+
+
+def _unusable(chosen: WebhookSink | SlackSink | TeamsSink, error: SinkError | ConfigError) -> tuple[str, str]:
+    """Why a sink of messages cannot be used, and the cure."""
+    host = ""
+    try:
+        key = "url"
+        host = urlsplit(chosen.url.reveal()).netloc
+        if isinstance(chosen, WebhookSink):
+            key = "secrets"
+            if chosen.secrets is not None:
+                chosen.secrets.reveal()
+            for header, value in chosen.headers.items():
+                key = f"headers.{header}"
+                value.reveal()
+        if not isinstance(chosen.proxy, str):
+            key = "proxy"
+            chosen.proxy.reveal()
+    except ConfigError as unreadable:
+        return f"{key}_file cannot be used: {unreadable}", f"Let the relay read {key}_file of this sink, then:"
+    if error.reason in _SINK_UNREACHED:
+        text = _UNREACHED[error.reason][0] if error.reason in _UNREACHED else str(error)
+        text = _FORBIDDEN if error.reason == "address" else text
+        return text.format(host=host), _SINK_UNREACHED[error.reason]
+    return str(error), "Correct the configuration, then:"
+
+
+def _signed(chosen: WebhookSink, found: str) -> str:
+    keys = len(secrets_in(chosen.secrets.reveal())) if chosen.secrets is not None else 0
+    how = f"{count(keys, 'signing secret')} {'was' if keys == 1 else 'were'} read" if keys else "events are not signed"
+    return f"{found.rpartition('; ')[0]}; {how}"
+
+
+def _chat(name: str, chosen: SlackSink | TeamsSink, found: str) -> CheckLine:
+    """What can be told without posting, and how to post one."""
+    url = urlsplit(chosen.url.reveal())
+    host = url.hostname or ""
+    if isinstance(chosen, TeamsSink) and host.endswith(_CONNECTOR_HOSTS):
+        text = "the URL is that of an Office 365 connector, which Microsoft retires"
+        cure = "Create a flow in the Workflows app of Teams, write its URL to the sink's url_file, then:"
+        return CheckLine(outcome="warn", name=name, text=text, cure=cure, command=AGAIN)
+    what = ""
+    if isinstance(chosen, TeamsSink) and host.endswith(_WORKFLOW_HOSTS) and "/workflows/" in url.path:
+        what = "the URL is a Workflows URL"
+    elif isinstance(chosen, SlackSink) and host.startswith("hooks.slack") and url.path.startswith("/services/"):
+        what = "the URL is that of an incoming webhook"
+    text = f"{what} and {found.partition(' and ')[2]}" if what else found
+    return CheckLine(
+        outcome="ok", name=name, text=f"{text}; nothing was sent; to send one:", command=f"relay sinks test {name}"
+    )
 
 
 def _with_hint(message: str) -> tuple[str, str]:

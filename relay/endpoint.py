@@ -9,6 +9,7 @@ import msgspec
 from relay.clock import SECOND, Clock
 from relay.errors import SinkError, Unavailable
 from relay.journal import EndpointStatus
+from relay.logs import hide
 
 FIRST_PROBE_SECONDS = 1.0
 LAST_PROBE_SECONDS = 30.0
@@ -42,7 +43,7 @@ class Endpoint:
             state=state,
             since=self._clock.now() if changed else self.status.since,
             failures=self.status.failures + 1,
-            reason=str(error)[:256],
+            reason=hide(str(error))[:256],
         )
         return changed
 
@@ -91,6 +92,7 @@ class Breaker:
         """How many probes in a row have failed; each takes another incident."""
         self._clock = clock
         self._row: list[Strike] = []
+        self._before: dict[int, int] = {}
         self._next_probe: float | None = None
 
     @property
@@ -125,14 +127,17 @@ class Breaker:
         """A send failed for the endpoint's sake. None: not yet, the messages are tried again by their own schedule.
 
         Otherwise the endpoint is not believed to be well any more: the strikes whose attempts are given back.
-        `alone`: no other incident waits.
+        `alone`: no other incident waits. What was under way when the endpoint was stopped or paused changes nothing.
         """
+        if self.stopped:
+            return self._as_before(strikes)
         if error.retry_after_seconds is not None:
             self._pause(error)
-            return [*self._forgiven(), *strikes]
+            return self._as_before([*self._forgiven(), *strikes])
         if self.status.state != "ok":
-            self._fail(error)
-            return strikes
+            if self.status.state != "paused":
+                self._fail(error)
+            return self._as_before(strikes)
         self._row += strikes
         several = len({strike.incident for strike in self._row}) > 1
         if error.reason in UNREACHED or (len(self._row) >= OPENING_FAILURES and (several or alone)):
@@ -143,6 +148,7 @@ class Breaker:
     def succeeded(self) -> bool:
         """A send was acknowledged; True when that changed the state."""
         self._row = []
+        self._before = {}
         self.probes = 0
         if self.status.state != "failing":
             return False
@@ -163,6 +169,7 @@ class Breaker:
         changed = self.status.state != "ok"
         self.status = EndpointStatus()
         self._row = []
+        self._before = {}
         self.probes = 0
         return changed
 
@@ -172,12 +179,13 @@ class Breaker:
 
     def _pause(self, error: Unavailable) -> None:
         seconds = min(error.retry_after_seconds or 0.0, LONGEST_PAUSE_SECONDS)
+        until = self._clock.now() + int(seconds * SECOND)
         self.status = EndpointStatus(
             state="paused",
             since=self.status.since if self.status.state == "paused" else self._clock.now(),
             failures=self.status.failures + 1,
-            paused_until=self._clock.now() + int(seconds * SECOND),
-            reason=str(error)[:256],
+            paused_until=max(until, self.status.paused_until or until),
+            reason=hide(str(error))[:256],
         )
 
     def _fail(self, error: Unavailable) -> None:
@@ -188,18 +196,27 @@ class Breaker:
             return
         self.probes += self.status.state == "failing"
         self._next_probe = self._clock.monotonic() + _doubled(self.probes + 1, *MESSAGE_PROBES_SECONDS)
-        self.status = EndpointStatus(state="failing", since=since, failures=failures, reason=str(error)[:256])
+        self.status = EndpointStatus(state="failing", since=since, failures=failures, reason=hide(str(error))[:256])
 
     def _forgiven(self) -> list[Strike]:
         row, self._row = self._row, []
+        for strike in row:
+            self._before.setdefault(strike.position, strike.attempts)
         return row
+
+    def _as_before(self, strikes: Sequence[Strike]) -> list[Strike]:
+        """A message that was under way again while its attempts were given back does not bring them along."""
+        return [
+            msgspec.structs.replace(strike, attempts=self._before.get(strike.position, strike.attempts))
+            for strike in strikes
+        ]
 
     def _stop(self, state: str, reason: str) -> None:
         self.status = EndpointStatus(
             state="parked" if state == "parked" else "disabled",
             since=self._clock.now(),
             failures=self.status.failures,
-            reason=reason[:256],
+            reason=hide(reason)[:256],
         )
         self._row = []
 

@@ -3,6 +3,7 @@
 Secrets are kept out where messages are written; what `protect` was told is masked here all the same.
 """
 
+import html
 import json
 import logging
 import re
@@ -28,6 +29,7 @@ _LEVELS: Final[Mapping[str, int]] = {
 _OURS: Final = frozenset({"timestamp", "level"})
 # Incident text is attacker-influenced: what moves a terminal's cursor or turns its text around is shown by its number.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_ESCAPED: Final = re.compile(r"""["'/]""")
 
 
 class _Masks:
@@ -44,7 +46,7 @@ class _Masks:
             self._spellings |= {spelling for spelling in _spellings(part) if len(spelling) >= SHORTEST_SECRET}
         if len(self._spellings) > before:
             longest_first = sorted(self._spellings, key=len, reverse=True)
-            self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+            self._pattern = re.compile("|".join(map(_escaped_at_will, longest_first)))
 
     def hide(self, text: str) -> str:
         """The text without any known secret."""
@@ -61,6 +63,11 @@ def protect(secret: str) -> None:
     """
     if len(secret) >= SHORTEST_SECRET:
         _masks.add(secret)
+
+
+def hide(text: str) -> str:
+    """The text without any protected value: for what is kept or shown of a far side's words."""
+    return _masks.hide(text)
 
 
 def configure(
@@ -136,12 +143,18 @@ def _plain(value: Any, change: Callable[[str], str]) -> Any:
     return change(repr(value))
 
 
+def _escaped_at_will(spelling: str) -> str:
+    """The pattern of a spelling in which quotes and slashes may be escaped: JSON in JSON does so several times."""
+    return _ESCAPED.sub(lambda found: rf"\\*{found[0]}", re.escape(spelling))
+
+
 def _spellings(secret: str) -> set[str]:
     return {
         secret,
         quote(secret, safe="", errors="replace"),
         quote(secret, errors="replace"),
         quote_plus(secret, errors="replace"),
+        html.escape(secret),
         json.dumps(secret)[1:-1],
         json.dumps(secret, ensure_ascii=False)[1:-1],
         repr(secret)[1:-1],

@@ -14,11 +14,12 @@ import msgspec
 from relay.clock import SECOND, Clock, Instant
 from relay.delivery import Carrier
 from relay.endpoint import MESSAGE_PROBES_SECONDS, Breaker, Strike
-from relay.errors import ConfigError, Gone, JournalDamaged, JournalError, Refused, Unavailable
+from relay.errors import ConfigError, Gone, JournalDamaged, JournalError, Refused, SinkError, Unavailable
 from relay.formats import native
 from relay.formats.message import Notice, Parked, Skipped
 from relay.incidents import Event, event_id, format_instant, severity_name
 from relay.journal import EndpointStatus, Outcome, SinkLease
+from relay.logs import hide
 from relay.metrics import DeliveryOutcome, SinkMetrics
 from relay.sinks import Delivery, MessageSink
 
@@ -178,7 +179,10 @@ class Messenger(Carrier):
 
     async def test(self) -> str:
         """Sends one message that says what it is. Raises SinkError."""
-        await self._sink.send([_sample(self._clock.now())], upto=None)
+        try:
+            await self._sink.send([_sample(self._clock.now())], upto=None)
+        except SinkError as error:
+            raise SinkError(hide(str(error)), reason=error.reason) from None
         return f"{self.name} took a test message"
 
     def tell(self, notice: Notice, done: Callable[[], Awaitable[None]]) -> None:

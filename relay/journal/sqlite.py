@@ -591,7 +591,7 @@ class SqliteJournal:
         def work(db: sqlite3.Connection) -> list[tuple[str, Known]]:
             rows = db.execute(
                 f"SELECT {_INCIDENT_COLUMNS}, s.name FROM incident i "  # noqa: S608  # only our names
-                "JOIN source s ON s.id = i.source WHERE NOT i.gone ORDER BY i.id DESC LIMIT ?",
+                "CROSS JOIN source s ON s.id = i.source WHERE NOT i.gone ORDER BY i.id DESC LIMIT ?",
                 (limit,),
             ).fetchall()
             return [(row[-1], _known_row(row)) for row in rows]

@@ -3,16 +3,17 @@
 Durations are `timedelta`, sizes are bytes, paths are absolute, instants are nanoseconds since the epoch.
 """
 
+import base64
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -27,6 +28,8 @@ Region = Literal["eu", "de", "us", "ca", "jpn"]
 REGIONS: Final[tuple[Region, ...]] = get_args(Region)
 
 LONGEST_TOPIC = 249
+SHORTEST_PART = 12
+"""Parts of a secret that are shorter are words such as `services` and `Bearer`, which stay readable."""
 LONGEST_LABEL = 40
 LONGEST_SOCKET_PATH = 107
 EMPTY = "is empty; write a value, or remove the key"
@@ -62,6 +65,13 @@ def _text(value: Any) -> str:
         raise ValueError("takes one value" if value else EMPTY)
     if "\0" in value:
         raise ValueError("holds a NUL; remove it")
+    return value
+
+
+def _written(value: Any) -> Any:
+    """Who writes a key and no value means something else than the default."""
+    if value is None:
+        raise ValueError(EMPTY)
     return value
 
 
@@ -236,9 +246,7 @@ def _retry(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
-def _header(value: Any) -> str:
-    if not isinstance(value, str) or not is_header(value):
-        raise ValueError("is no name of a header; use letters, digits and '-'")
+def _header(value: str) -> str:
     if is_reserved(value):
         raise ValueError("is set by the relay; remove it")
     return value
@@ -256,6 +264,8 @@ def _fold_headers(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     names = dict.fromkeys(name.removesuffix("_file") for name in value)
+    if not all(map(is_header, names)):  # not shown: a whole header may have been written in place of its name
+        raise ValueError("holds what is no name of a header; use letters, digits and '-'")
     return {
         name: _given(value.get(name), value[f"{name}_file"]) if f"{name}_file" in value else value[name]
         for name in names
@@ -446,7 +456,7 @@ class _Sink(_Group):
     start: Literal["earliest", "now"] = "earliest"
     """Where a new sink begins: with all that the journal still holds, or with what comes next."""
 
-    when: Text | None = None
+    when: Annotated[Text | None, BeforeValidator(_written)] = None
     """A rule in CEL: only events that it matches are sent. Without it, all are."""
 
 
@@ -459,7 +469,7 @@ class _MessageSink(_Sink):
     """The wait before each attempt at a message that is at fault itself; after the last it is a dead letter."""
     timeout: Annotated[Duration, _duration(timedelta(milliseconds=100))] = timedelta(seconds=15)
     """One request and its whole answer. Slack and Teams give up after 10 to 30 s themselves."""
-    notify: Label | None = None
+    notify: Annotated[Label | None, BeforeValidator(_written)] = None
     """Another sink, Slack or Teams, that is told when this one is given up."""
     proxy: Proxy = "env"
     """`none`, `env` (HTTPS_PROXY and NO_PROXY) or a URL; hidden, because it may hold a login."""
@@ -643,17 +653,33 @@ class Settings(BaseSettings):
         """Every secret, for whoever keeps them out of the logs."""
         for source in self.sources.values():
             yield source.password
-            if isinstance(source.proxy, Secret):
-                yield source.proxy
+            yield from _hidden_in(source.proxy)
         for sink in self.sinks.values():
             if isinstance(sink, WebhookSink | SlackSink | TeamsSink):
-                yield sink.url
-                if isinstance(sink.proxy, Secret):
-                    yield sink.proxy
+                yield from _hidden_in(sink.url)
+                yield from _hidden_in(sink.proxy)
             if isinstance(sink, WebhookSink):
-                yield from sink.headers.values()
+                for value in sink.headers.values():
+                    yield from _with_parts(value, value.reveal().split())
                 if sink.secrets is not None:
                     yield sink.secrets
         blocks = [self.kafka, *(sink.kafka for sink in self.sinks.values() if isinstance(sink, KafkaSink))]
         for block in blocks:
             yield from (value for value in block.values() if isinstance(value, Secret))
+
+
+def _hidden_in(url: str | Secret) -> Iterator[Secret]:
+    """A URL that is a secret, and what of it may be met by itself: a far side repeats what it was sent."""
+    if not isinstance(url, Secret):
+        return
+    parts = urlsplit(url.reveal())
+    login = parts.netloc.rpartition("@")[0]
+    found = [parts.path, parts.query, *re.split(r"[/?&=;]", f"{parts.path}?{parts.query}"), login]
+    if login:
+        found += [login.partition(":")[2], base64.b64encode(unquote(login).encode()).decode()]
+    yield from _with_parts(url, [spelling for part in found for spelling in (part, unquote(part))])
+
+
+def _with_parts(secret: Secret, parts: Iterable[str]) -> Iterator[Secret]:
+    yield secret
+    yield from (Secret(text=part) for part in dict.fromkeys(parts) if len(part) >= SHORTEST_PART)

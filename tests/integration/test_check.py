@@ -6,18 +6,22 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from relay import check as checking
+from relay.app import Relay
 from relay.assembly import make_journal
 from relay.check import check
 from relay.clock import SystemClock
-from relay.settings import Settings, load
+from relay.journal import EndpointStatus
+from relay.settings import Settings, SlackSink, TeamsSink, load
 from relay.simulator import Fault, Served, Simulator, serve
 from relay.status import CheckLine
 from tests.support.kafka import USERS, Kafka, create_topic, fresh
+from tests.support.receiver import raw, receiving
 
 PASSWORD = "canary p&q=r+s ž"
 USER = "api@acme.example"
@@ -427,3 +431,272 @@ async def test_kafka_says_who_may_not_do_what(
     assert line.outcome == "fail"
     assert line.cure.startswith(cure)
     assert password not in str(line)
+
+
+# -- rules ------------------------------------------------------------------------------------------------------------
+
+RULE = 'incident.severity == "HIGH"'
+
+
+def sinks(**sinks: dict[str, Any]) -> dict[str, Any]:
+    return {"sinks": sinks, "journal": {"max_bytes": "64MiB"}}
+
+
+@pytest.mark.parametrize("offline", [True, False])
+async def test_a_rule_that_cannot_be_read_fails_with_its_cure(
+    settings_of: Callable[..., Settings], offline: bool
+) -> None:
+    settings = settings_of(top=sinks(out={"type": "stdout", "when": 'incident.sevrity == "HIGH"'}))
+    lines = await check(settings, offline=offline)
+    (line,) = (line for line in lines if line.outcome == "fail")
+    assert line.name == "configuration"
+    assert line.text == "sinks.out.when holds incident.sevrity in column 1, which does not exist"
+    assert line.cure == "Did you mean incident.severity? To try again:"
+    assert line.command == "relay check"
+
+
+async def test_a_doubtful_rule_is_a_warning(settings_of: Callable[..., Settings]) -> None:
+    settings = settings_of(top=sinks(out={"type": "stdout", "when": 'incident.severity == "HIHG"'}))
+    lines = await check(settings, offline=True)
+    (line,) = (line for line in lines if "when" in line.text)
+    assert (line.outcome, line.name) == ("warn", "configuration")
+    assert line.text.startswith("sinks.out.when ")
+    assert '"HIGH"' in line.text
+
+
+async def known_incidents(settings: Settings) -> None:
+    """Has the relay read its tenant once."""
+    relay = Relay(settings)
+    assert await relay.run_once()
+
+
+def second(lines: list[CheckLine], name: str) -> CheckLine:
+    """The line of a sink's rule, behind that of the sink itself."""
+    _first, line = (line for line in lines if line.name == name)
+    return line
+
+
+async def test_a_rule_is_tried_on_the_known_incidents(
+    simulator: Simulator, settings_of: Callable[..., Settings]
+) -> None:
+    disk = {"type": "file", "path": "events.ndjson"}
+    chat = {"type": "slack", "url": f"http://127.0.0.1:{a_closed_port()}/x", "proxy": "none"}
+    top = sinks(
+        disk=disk | {"when": RULE}, some=disk | {"path": "b", "when": 'incident.triageDuration > duration("1s")'}
+    )
+    settings = settings_of(top=top)
+    await known_incidents(settings)
+    high = sum(
+        one["severity"].endswith("HIGH") for one in map(simulator.tenants[USER].get, simulator.tenants[USER].uuids())
+    )
+    lines = await check(settings_of(top=sinks(**top["sinks"], soc=chat)), offline=False)
+    line = second(lines, "disk")
+    assert (line.outcome, line.text) == ("ok", f"rule matches {high} of the last 40 known incidents")
+    assert second(lines, "some").text == (
+        "rule matches 0 of the last 40 known incidents; 40 more cannot be told from what is kept of them, "
+        "and would be sent"
+    )
+    assert second(lines, "soc").text == "no rule: matches all of the last 40 known incidents"
+
+
+async def test_a_rule_without_known_incidents_says_so(settings_of: Callable[..., Settings]) -> None:
+    settings = settings_of(top=sinks(out={"type": "stdout", "when": RULE}))
+    line = second(await check(settings, offline=False), "out")
+    assert (line.outcome, line.text) == ("ok", "rule; no incident is known yet that it could match")
+
+
+async def test_a_rule_beside_a_running_relay_says_why_it_is_not_tried(settings_of: Callable[..., Settings]) -> None:
+    settings = settings_of(top=sinks(out={"type": "stdout", "when": RULE}))
+    journal = make_journal(settings, clock=SystemClock())
+    await journal.open()
+    try:
+        line = second(await check(settings, offline=False), "out")
+    finally:
+        await journal.close()
+    assert line.outcome == "skip"
+    assert line.text == "rule; no known incident can be looked at: a running relay holds the journal"
+
+
+# -- webhooks and chats -----------------------------------------------------------------------------------------------
+
+
+async def message_line(settings_of: Callable[..., Settings], sink: dict[str, Any]) -> CheckLine:
+    lines = await check(settings_of(top=sinks(it={"proxy": "none", **sink})), offline=False)
+    return next(line for line in lines if line.name == "it")
+
+
+@pytest.mark.parametrize(
+    ("secrets", "said"),
+    [
+        (None, "events are not signed"),
+        ("one", "1 signing secret was read"),
+        ("one, with spaces\nwhsec_Zm9v\n", "2 signing secrets were read"),
+    ],
+)
+async def test_a_webhook_that_answers(settings_of: Callable[..., Settings], secrets: str | None, said: str) -> None:
+    async with receiving() as receiver:
+        more = {} if secrets is None else {"secrets": secrets}
+        line = await message_line(settings_of, {"type": "webhook", "url": receiver.url, **more})
+    assert line.outcome == "ok"
+    assert line.text == f"127.0.0.1 resolves to a loopback address and accepts connections, without TLS; {said}"
+    assert receiver.asked == []
+
+
+@pytest.mark.parametrize("kind", ["slack", "teams"])
+async def test_a_chat_is_sent_nothing_and_the_command_that_does_is_named(
+    settings_of: Callable[..., Settings], kind: str
+) -> None:
+    async with receiving() as receiver:
+        line = await message_line(settings_of, {"type": kind, "url": receiver.url})
+    assert (line.outcome, line.command) == ("ok", "relay sinks test it")
+    assert line.text.endswith("; nothing was sent; to send one:")
+    assert receiver.asked == []
+
+
+@pytest.mark.parametrize(
+    ("sink", "url", "outcome", "text"),
+    [
+        (
+            TeamsSink,
+            "https://prod-1.westeurope.logic.azure.com:443/workflows/x/triggers/manual/paths/invoke?sig=canary",
+            "ok",
+            "the URL is a Workflows URL and accepts TLS; nothing was sent; to send one:",
+        ),
+        (
+            TeamsSink,
+            "https://acme.webhook.office.com/webhookb2/canary",
+            "warn",
+            "the URL is that of an Office 365 connector, which Microsoft retires",
+        ),
+        (
+            SlackSink,
+            "https://hooks.slack.com/services/T0/B0/canary",
+            "ok",
+            "the URL is that of an incoming webhook and accepts TLS; nothing was sent; to send one:",
+        ),
+        (
+            TeamsSink,
+            "https://soar.example/canary",
+            "ok",
+            "soar.example resolves to a public address and accepts TLS; nothing was sent; to send one:",
+        ),
+    ],
+)
+def test_the_kind_of_a_chats_url_is_told(sink: Any, url: str, outcome: str, text: str) -> None:
+    kind = "teams" if sink is TeamsSink else "slack"
+    found = f"{urlsplit(url).hostname} resolves to a public address and accepts TLS"
+    line = checking._chat("it", sink(type=kind, url=url), found)
+    assert (line.outcome, line.text) == (outcome, text)
+    assert "canary" not in str(line)
+
+
+@pytest.mark.parametrize("kind", ["webhook", "slack", "teams"])
+@pytest.mark.parametrize(
+    ("change", "text", "cure"),
+    [
+        (
+            {"url": "https://far.invalid/canary"},
+            "far.invalid cannot be resolved",
+            "Check url of this sink, and the DNS",
+        ),
+        ({"url": "closed"}, "127.0.0.1:{port} refused the connection", "Let this machine reach that host"),
+        ({"url": "https"}, "TLS with 127.0.0.1:{open} failed", "Where a proxy inspects TLS, name its authority"),
+        (
+            {"proxy": "http://canary:canary@127.0.0.1:{port}"},
+            "the proxy on the way to 127.0.0.1:{open} cannot be used",
+            "Check proxy of this sink",
+        ),
+        ({"url": "https://169.254.169.254/canary"}, "169.254.169.254 is link-local", "Let url of this sink lead"),
+    ],
+)
+async def test_a_far_side_that_cannot_be_reached_names_its_cure(
+    settings_of: Callable[..., Settings], kind: str, change: dict[str, str], text: str, cure: str
+) -> None:
+    port = a_closed_port()
+    async with receiving() as receiver:
+        receiver.greet = raw(b"HTTP/1.1 400 Bad Request\r\n\r\n")  # to TLS as well
+        urls = {
+            "closed": f"http://127.0.0.1:{port}/canary",
+            "https": f"https://127.0.0.1:{receiver.port}/canary",
+        }
+        url = urls.get(change.get("url", ""), change.get("url", receiver.url))
+        more = {"proxy": change["proxy"].format(port=port)} if "proxy" in change else {}
+        line = await message_line(settings_of, {"type": kind, "url": url, **more})
+        text = text.format(port=port, open=receiver.port)
+    assert (line.outcome, line.command) == ("fail", "relay check")
+    assert line.text.startswith(text)
+    assert line.cure.startswith(cure)
+    assert "canary" not in str(line)
+
+
+@pytest.mark.parametrize(
+    ("key", "sink"),
+    [
+        ("url", {"type": "slack", "url_file": "secret"}),
+        ("secrets", {"type": "webhook", "url": "http://127.0.0.1/canary", "secrets_file": "secret"}),
+        ("headers.x-key", {"type": "webhook", "url": "http://127.0.0.1/canary", "headers": {"X-Key_file": "secret"}}),
+        ("proxy", {"type": "teams", "url": "http://127.0.0.1/canary", "proxy_file": "secret"}),
+    ],
+)
+async def test_a_secret_that_went_away(
+    settings_of: Callable[..., Settings], tmp_path: Path, key: str, sink: dict[str, Any]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(f"http://127.0.0.1:{a_closed_port()}")
+    settings = settings_of(top=sinks(it=sink))
+    secret.unlink()
+    line = next(line for line in await check(settings, offline=False) if line.name == "it")
+    assert line.outcome == "fail"
+    assert line.text == f"{key}_file cannot be used: {secret} cannot be read: no such file or directory"
+    assert line.cure == f"Let the relay read {key}_file of this sink, then:"
+    assert "canary" not in str(line)
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "cure"),
+    [
+        (
+            (
+                "Slack answered 404 no_service: this webhook was removed; create a new incoming webhook in Slack, "
+                "write its URL to the sink's url_file"
+            ),
+            "Slack answered 404 no_service: this webhook was removed",
+            "Create a new incoming webhook in Slack, write its URL to the sink's url_file, then:",
+        ),
+        (
+            "webhook it: soar.example answered 410 Gone: pay up; or else",
+            "webhook it: soar.example answered 410 Gone: pay up; or else",
+            "Correct the cause, then let it go on with the oldest waiting event:",
+        ),
+    ],
+)
+async def test_a_sink_that_was_given_up_is_not_tried_and_names_the_way_on(
+    settings_of: Callable[..., Settings], reason: str, text: str, cure: str
+) -> None:
+    async with receiving() as receiver:
+        settings = settings_of(top=sinks(it={"type": "webhook", "url": receiver.url, "proxy": "none"}))
+        await left(settings, EndpointStatus(state="parked", since=1, reason=reason))
+        line = named(await check(settings, offline=False), "it")
+    assert (line.outcome, line.text, line.cure) == ("fail", text, cure)
+    assert line.command == "relay sinks enable it"
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize("sink", [{"type": "slack", "url": "http://127.0.0.1/x"}, {"type": "file", "path": "e"}])
+async def test_a_sink_that_an_operator_disabled_is_skipped(
+    settings_of: Callable[..., Settings], sink: dict[str, Any]
+) -> None:
+    settings = settings_of(top=sinks(it=sink))
+    await left(settings, EndpointStatus(state="disabled", since=1))
+    lines = await check(settings, offline=False)
+    line = next(line for line in lines if line.name == "it")
+    assert (line.outcome, line.text) == ("skip", "disabled by an operator")
+
+
+async def left(settings: Settings, endpoint: EndpointStatus) -> None:
+    """What an earlier relay left in the journal of its sink."""
+    journal = make_journal(settings, clock=SystemClock())
+    await journal.open()
+    lease = await journal.sink("it", start="earliest", keep_seconds=1e6)
+    await lease.settle([], endpoint)
+    await journal.close()

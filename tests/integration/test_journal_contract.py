@@ -498,3 +498,19 @@ async def test_the_ledger_is_read_by_create_time(open_journal: OpenJournal) -> N
         )
         assert found == wanted
         assert len(found) == 12
+
+
+async def test_the_incidents_that_were_met_last_come_first_with_their_source(open_journal: OpenJournal) -> None:
+    """A change of one that is known makes it no newer; those that are gone are left out."""
+    known = [chain(f"uuid-{number}", 1)[1] for number in range(4)]
+    async with open_journal() as journal:
+        assert await journal.latest_incidents(10) == []
+        acme, other = await journal.source("acme"), await journal.source("other")
+        gone = msgspec.structs.replace(known[2], gone=True)
+        for lease, row in ((acme, known[0]), (other, known[1]), (acme, gone), (other, known[0]), (acme, known[3])):
+            await lease.commit(PageCommit(progress=PROGRESS, rows=[row]))
+        changed = msgspec.structs.replace(known[0], updated=START + 60 * SECOND, newest=START + 60 * SECOND)
+        await acme.commit(PageCommit(progress=PROGRESS, rows=[changed]))
+        expected = [("acme", known[3]), ("other", known[0]), ("other", known[1]), ("acme", changed)]
+        assert await journal.latest_incidents(10) == expected
+        assert await journal.latest_incidents(2) == expected[:2]

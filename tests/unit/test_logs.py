@@ -1,10 +1,11 @@
 """One line an event, the same for libraries, and no secret in any."""
 
+import html
 import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 from urllib.parse import quote, quote_plus
 
@@ -228,3 +229,24 @@ def test_secret_that_looks_like_a_line_s_own_words_keeps_the_line_valid(stream: 
     structlog.get_logger().info("event", ok=True, count=12345)
     (line,) = lines(stream)
     assert (line["level"], line["event"], line["ok"], line["count"]) == ("info", "***", True, 12345)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        str,
+        json.dumps,
+        lambda text: json.dumps({"error": json.dumps(text)}),
+        lambda text: json.dumps(text).replace("/", "\\/"),
+        lambda text: json.dumps(json.dumps(text).replace("/", "\\/")),
+        html.escape,
+        quote,
+        quote_plus,
+        repr,
+    ],
+)
+def test_what_a_far_side_repeats_is_hidden_however_it_spells_it(spelled: Callable[[str], str]) -> None:
+    secret = "Kanarek/73+&<of>the=key"
+    logs.protect(secret)
+    assert logs.hide(f"answered 500: {spelled(secret)}, and more").count("***") == 1
+    assert "Kanarek" not in logs.hide(spelled(secret))

@@ -11,6 +11,13 @@ from relay.settings import NOT_YET, load
 SOURCE = "sources: {acme: {region: eu, username: u, password: hunter2}}\n"
 SINK = "sinks: {out: {type: stdout}}\n"
 KAFKA = "kafka: {bootstrap.servers: k}\n"
+CHATS = ("slack", "teams")
+MESSAGES = ("webhook", *CHATS)
+NO_URL = "is not a URL; write it in full, such as https://host.example"
+NO_SECRET = "is empty; write the secret, or name its file with _file"
+UNFIT = "has a value that no header can carry; use printable ASCII on one line"
+WHOLE = "copy it whole, as the receiver gave it"
+OPEN = "relay.yaml:2: sinks.it.url is not encrypted; use https, as the service gives it (http is only for this machine)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,12 +427,14 @@ CASES = [
     ),
     # Sinks
     case(
-        "sink without type", sink("path: a"), "relay.yaml:2: sinks.it.type is missing; write one of kafka, stdout, file"
+        "sink without type",
+        sink("path: a"),
+        "relay.yaml:2: sinks.it.type is missing; write one of kafka, webhook, slack, teams, stdout, file",
     ),
     case(
         "sink of no known type",
         sink("type: syslog"),
-        "relay.yaml:2: sinks.it.type is unknown; write one of kafka, stdout, file",
+        "relay.yaml:2: sinks.it.type is unknown; write one of kafka, webhook, slack, teams, stdout, file",
     ),
     case(
         "file without path",
@@ -483,7 +492,7 @@ CASES = [
     case(
         "omit of keys",
         sink("type: stdout, omit: {a: b}"),
-        "relay.yaml:2: sinks.it.omit takes a list, such as [description, tags]",
+        "relay.yaml:2: sinks.it.omit is not a list; write it in brackets, such as [description, tags]",
     ),
     case("omit holds a list", sink("type: stdout, omit: [[a]]"), "relay.yaml:2: sinks.it.omit takes one value"),
     case("start", sink("type: stdout, start: latest"), "relay.yaml:2: sinks.it.start is not one of earliest or now"),
@@ -501,6 +510,300 @@ CASES = [
         "the journal's file for a sink",
         sink("type: file, path: relay.db"),
         "relay.yaml:2: sinks.it.path is the file of the journal already; choose another",
+    ),
+    # Webhooks and chats
+    *(
+        case(
+            f"{kind} without url",
+            sink(f"type: {kind}"),
+            "relay.yaml:2: sinks.it.url is missing; write url_file, or url",
+        )
+        for kind in MESSAGES
+    ),
+    *(
+        case(f"{kind} url {url}", sink(f'type: {kind}, url: "{url}"'), f"relay.yaml:2: sinks.it.url {text}")
+        for kind in MESSAGES
+        for url, text in [
+            ("", NO_SECRET),
+            ("hunter2", NO_URL),
+            ("ftp://a.example/hunter2", NO_URL),
+            ("https:///hunter2", NO_URL),
+            ("https://a.example/hunter2 x", NO_URL),
+            ("https://a:99999/hunter2", NO_URL),
+            ("https://a:0/hunter2", NO_URL),
+            ("https://[hunter2", NO_URL),
+            ("https://a.example/#hunter2", "has a fragment; remove it"),
+        ]
+    ),
+    *(
+        case(f"{kind} url with {login}", sink(f'type: {kind}, url: "https://{login}@a"'), f"relay.yaml:2: {text}")
+        for kind, text in [
+            ("webhook", "sinks.it.url holds a login; send it as a header instead, by headers"),
+            ("slack", "sinks.it.url holds a login; copy the URL as the service gives it"),
+            ("teams", "sinks.it.url holds a login; copy the URL as the service gives it"),
+        ]
+        for login in ("u:hunter2", "hunter2", ":hunter2")
+    ),
+    *(
+        case(f"{kind} url http://{host}", sink(f"type: {kind}, url: 'http://{host}/hunter2'"), OPEN)
+        for kind in CHATS
+        for host in ("a.example", "10.0.0.1", "localhost.example", "[2001:db8::1]")
+    ),
+    case(
+        "url and its file",
+        sink("type: webhook, url: https://a.example/hunter2, url_file: relay.yaml"),
+        "relay.yaml:2: sinks.it.url is given twice, in place and as a file; keep one of the two",
+    ),
+    case(
+        "url in the file, its file in a variable",
+        sink("type: slack, url: https://a.example/hunter2"),
+        "relay.yaml:2: sinks.it.url is given twice, in place and as a file; keep one of the two",
+        environ={"RELAY_SINKS__IT__URL_FILE": "relay.yaml"},
+    ),
+    case(
+        "url_file is missing",
+        sink("type: teams, url_file: nowhere"),
+        "relay.yaml:2: sinks.it.url_file cannot be read: no such file or directory",
+    ),
+    case(
+        "url_file is a directory",
+        sink("type: webhook, url_file: /"),
+        "relay.yaml:2: sinks.it.url_file cannot be read: is a directory",
+    ),
+    case(
+        "url_file is empty",
+        sink("type: webhook, url_file: /dev/null"),
+        "relay.yaml:2: sinks.it.url_file is an empty file; write the secret into it",
+    ),
+    case(
+        "url_file holds no URL", sink("type: slack, url_file: relay.yaml"), f"relay.yaml:2: sinks.it.url_file {NO_URL}"
+    ),
+    *(
+        case(f"secrets {name}", sink(f"type: webhook, url: https://a, secrets: {text}"), f"relay.yaml:2: {said}")
+        for name, text, said in [
+            ("that are nothing", "", f"sinks.it.secrets {NO_SECRET}"),
+            (
+                "that are blank",
+                '" \\n "',
+                "sinks.it.secrets is empty; write one signing secret a line, or remove the key",
+            ),
+            ("that are a list", "[hunter2]", f"sinks.it.secrets {NO_SECRET}"),
+            (
+                "that are not base64",
+                "whsec_hunter2!",
+                f"sinks.it.secrets cannot be used: what follows whsec_ is not base64; {WHOLE}",
+            ),
+            (
+                "of which one is not base64",
+                '"hunter2\\nwhsec_hunter2!"',
+                f"sinks.it.secrets cannot be used: secret 2: what follows whsec_ is not base64; {WHOLE}",
+            ),
+            (
+                "of which one is empty",
+                '"whsec_\\nhunter2"',
+                f"sinks.it.secrets cannot be used: secret 1: one is empty, and would let anybody sign; {WHOLE}",
+            ),
+        ]
+    ),
+    case(
+        "secrets and their file",
+        sink("type: webhook, url: https://a, secrets: hunter2, secrets_file: relay.yaml"),
+        "relay.yaml:2: sinks.it.secrets is given twice, in place and as a file; keep one of the two",
+    ),
+    case(
+        "secrets_file is missing",
+        sink("type: webhook, url: https://a, secrets_file: nowhere"),
+        "relay.yaml:2: sinks.it.secrets_file cannot be read: no such file or directory",
+    ),
+    case(
+        "secrets of a chat",
+        sink("type: slack, url: https://a, secrets: hunter2"),
+        "relay.yaml:2: sinks.it.secrets is unknown; did you mean sinks.it.retry?",
+    ),
+    *(
+        case(
+            f"header {name}",
+            sink(f"type: webhook, url: https://a, headers: {{{name}: hunter2}}"),
+            f"relay.yaml:2: sinks.it.headers.{name.lower()} is set by the relay; remove it",
+        )
+        for name in ("Host", "content-length", "Content-Type", "User-Agent", "webhook-id", "Webhook-Signature", "TE")
+    ),
+    case(
+        "header that is none",
+        sink('type: webhook, url: https://a, headers: {"Authorization: hunter2": x}'),
+        "relay.yaml:2: sinks.it.headers holds what is no name of a header; use letters, digits and '-'",
+    ),
+    *(
+        case(
+            f"value of a header {name}",
+            sink(f"type: webhook, url: https://a, headers: {{X-Key: {value}}}"),
+            f"relay.yaml:2: sinks.it.headers.x-key {said}",
+        )
+        for name, value, said in [
+            ("with a line end", '"hunter2\\r\\nx: y"', UNFIT),
+            ("with a letter beyond ASCII", '"hunter2é"', UNFIT),
+            ("with a tab", '"hunter2\\t"', UNFIT),
+            ("that is empty", '""', NO_SECRET),
+            ("that is nothing", "", NO_SECRET),
+            ("that is a list", "[hunter2]", NO_SECRET),
+        ]
+    ),
+    case(
+        "header and its file",
+        sink("type: webhook, url: https://a, headers: {X-Key: hunter2, X-Key_file: relay.yaml}"),
+        "relay.yaml:2: sinks.it.headers.x-key is given twice, in place and as a file; keep one of the two",
+    ),
+    case(
+        "header in the file, its file in a variable",
+        sink("type: webhook, url: https://a, headers: {X-Key: hunter2}"),
+        "relay.yaml:2: sinks.it.headers.x-key is given twice, in place and as a file; keep one of the two",
+        environ={"RELAY_SINKS__IT__HEADERS__X_KEY_FILE": "relay.yaml"},
+    ),
+    case(
+        "file of a header that is missing",
+        sink("type: webhook, url: https://a, headers: {Authorization_file: nowhere}"),
+        "relay.yaml:2: sinks.it.headers.authorization_file cannot be read: no such file or directory",
+    ),
+    case(
+        "header twice",
+        sink("type: webhook, url: https://a, headers: {X-Key: hunter2, x-key: hunter2}"),
+        "relay.yaml:2: sinks.it.headers.x-key is given twice, in another case; keep one of the two",
+    ),
+    case(
+        "header by a variable",
+        sink("type: webhook, url: https://a"),
+        "RELAY_SINKS__IT__HEADERS__CONTENT_TYPE: sinks.it.headers.content-type is set by the relay; remove it",
+        environ={"RELAY_SINKS__IT__HEADERS__CONTENT_TYPE": "hunter2"},
+    ),
+    case(
+        "headers that are a text",
+        sink("type: webhook, url: https://a, headers: hunter2"),
+        "relay.yaml:2: sinks.it.headers takes keys; write them below it, indented",
+    ),
+    *(
+        case(
+            f"retry {name}",
+            sink(f"type: webhook, url: https://a, retry: {text}"),
+            f"relay.yaml:2: sinks.it.retry {said}",
+        )
+        for name, text, said in [
+            ("of nothing", "[]", "is empty; write the waits before each attempt, such as [0s, 5s, 30s]"),
+            ("without value", "", "is empty; write a value, or remove the key"),
+            ("that is a number", "5", "is not a list; write it in brackets, such as [0s, 5s, 30s]"),
+            ("of a number", "[5]", "has no unit; add one: ms, s, m, h or d, such as 30s"),
+            ("of a word", "[0s, soon]", "is not a duration; write 500ms, 30s, 5m, 24h, 7d or 1h30m"),
+            ("of lists", "[[0s]]", "takes one value"),
+        ]
+    ),
+    case(
+        "timeout too small",
+        sink("type: webhook, url: https://a, timeout: 99ms"),
+        "relay.yaml:2: sinks.it.timeout is too small; at least 100ms",
+    ),
+    *(
+        case(
+            f"{kind} concurrency {value}",
+            sink(f"type: {kind}, url: https://a, concurrency: {value}"),
+            f"relay.yaml:2: sinks.it.concurrency {said}",
+        )
+        for kind, value, said in [
+            ("webhook", "0", "is too small; at least 1"),
+            ("webhook", "65", "is too large; at most 64"),
+            ("webhook", "many", "is not a whole number"),
+            ("slack", "2", "is too large; at most 1"),
+            ("teams", "0", "is too small; at least 1"),
+        ]
+    ),
+    *(
+        case(
+            f"notify {told}",
+            sink(f"type: webhook, url: https://a, notify: {told}}}, siem: {{type: kafka, topic: a"),
+            f"relay.yaml:2: sinks.it.notify {said}",
+        )
+        for told, said in [
+            ("it", "names the sink itself; name one of type slack or teams, or remove it"),
+            ("elsewhere", "names no sink; name one of type slack or teams, or remove it"),
+            ("siem", "names a sink that nobody reads; name one of type slack or teams, or remove it"),
+            ("[siem]", "is not a label; use 1 to 40 of a-z, 0-9 and _"),
+            ('""', "is not a label; use 1 to 40 of a-z, 0-9 and _"),
+        ]
+    ),
+    case(
+        "notify of a chat itself",
+        sink("type: slack, url: https://a, notify: it"),
+        "relay.yaml:2: sinks.it.notify names the sink itself; name one of type slack or teams, or remove it",
+    ),
+    case(
+        "notify of a kafka sink",
+        sink("type: kafka, topic: a, notify: it"),
+        "relay.yaml:2: sinks.it.notify is unknown; did you mean sinks.it.type?",
+    ),
+    case(
+        "max_age too small",
+        sink("type: slack, url: https://a, max_age: 999ms"),
+        "relay.yaml:2: sinks.it.max_age is too small; at least 1s",
+    ),
+    case(
+        "max_age too long",
+        sink("type: teams, url: https://a, max_age: 3651d"),
+        "relay.yaml:2: sinks.it.max_age is too long; at most 3650d",
+    ),
+    case(
+        "max_age of a webhook",
+        sink("type: webhook, url: https://a, max_age: 1h"),
+        "relay.yaml:2: sinks.it.max_age is unknown; did you mean sinks.it.format?",
+    ),
+    *(
+        case(
+            f"digest_above {value}",
+            sink(f"type: slack, url: https://a, digest_above: {value}"),
+            f"relay.yaml:2: sinks.it.digest_above {said}",
+        )
+        for value, said in [("0", "is too small; at least 1"), ("10001", "is too large; at most 10000")]
+    ),
+    *(
+        case(
+            f"when {text or 'without value'}",
+            sink(f"type: {kind}, when: {text}"),
+            "relay.yaml:2: sinks.it.when is empty; write a value, or remove the key",
+        )
+        for kind, text in [("stdout", '""'), ("stdout", "")]
+    ),
+    case(
+        "keep of a chat longer than retention",
+        sink("type: slack, url: https://a, keep: 8d"),
+        "relay.yaml:2: sinks.it.keep is longer than journal.retention; at most 7d, or raise that",
+    ),
+    case(
+        "start of a chat",
+        sink("type: teams, url: https://a, start: latest"),
+        "relay.yaml:2: sinks.it.start is not one of earliest or now",
+    ),
+    *(
+        case(
+            f"proxy of a {kind}",
+            sink(f"type: {kind}, url: https://a, proxy: 'u:hunter2@proxy.example'"),
+            "relay.yaml:2: sinks.it.proxy is not none, env or the URL of a proxy, such as http://proxy.example:3128",
+        )
+        for kind in MESSAGES
+    ),
+    case(
+        "tls key of a sink alone",
+        sink("type: webhook, url: https://a, tls: {key_file: relay.yaml}"),
+        "relay.yaml:2: sinks.it.tls.key_file needs cert_file, the certificate that goes with it",
+    ),
+    case(
+        "url by a variable",
+        SOURCE + SINK,
+        f"RELAY_SINKS__SOC__URL: sinks.soc.url {NO_URL}",
+        environ={"RELAY_SINKS__SOC__TYPE": "slack", "RELAY_SINKS__SOC__URL": "hunter2"},
+    ),
+    case(
+        "retry and notify by variables",
+        sink("type: webhook, url: https://a"),
+        "RELAY_SINKS__IT__NOTIFY: sinks.it.notify names no sink; name one of type slack or teams, or remove it",
+        "RELAY_SINKS__IT__RETRY: sinks.it.retry is not a list; write it in brackets, such as [0s, 5s, 30s]",
+        environ={"RELAY_SINKS__IT__NOTIFY": "soc", "RELAY_SINKS__IT__RETRY": "0s, 5s"},
     ),
     # librdkafka's options
     case(
@@ -542,34 +845,17 @@ CASES = [
     ),
     *(
         case(
-            f"{kind} sink",
-            sink(f"type: {kind}, url: https://hunter2"),
-            f"relay.yaml:2: sinks.it.type {kind} is not available yet in this version; "
-            "there are kafka, stdout and file",
-        )
-        for kind in ("slack", "teams", "webhook")
-    ),
-    *(
-        case(
             f"format {name}",
             sink(f"type: stdout, format: {name}"),
             f"relay.yaml:2: sinks.it.format {name} is not available yet in this version; use native",
         )
         for name in ("ocsf", "ecs")
     ),
-    *(
-        case(
-            f"sink with {key}",
-            sink(f"type: stdout, {key}: x"),
-            f"relay.yaml:2: sinks.it.{key} is not available yet in this version; remove it",
-        )
-        for key in ("when", "notify", "retry", "concurrency", "timeout", "headers", "proxy", "tls")
-    ),
     case(
         "not available by a variable",
         SOURCE + SINK,
-        "RELAY_SINKS__OUT__WHEN: sinks.out.when is not available yet in this version; remove it",
-        environ={"RELAY_SINKS__OUT__WHEN": "true"},
+        "RELAY_SINKS__OUT__FORMAT: sinks.out.format ecs is not available yet in this version; use native",
+        environ={"RELAY_SINKS__OUT__FORMAT": "ecs"},
     ),
     # The environment alone
     case(
@@ -633,7 +919,7 @@ log: {}
         "relay.yaml:3: sources.acme.poll_interval has no unit; add one: ms, s, m, h or d, such as 30s",
         "relay.yaml:4: sources.globex.token_url is missing; it goes with base_url",
         "relay.yaml:6: sinks.siem.keep is longer than journal.retention; at most 7d, or raise that",
-        "relay.yaml:7: sinks.soc.type slack is not available yet in this version; there are kafka, stdout and file",
+        "relay.yaml:7: sinks.soc.url is not a URL; write it in full, such as https://host.example",
         "relay.yaml:8: log.level is not one of debug, info, warning or error",
         "relay.yaml:9: log is given twice; it was already in line 8",
     ]

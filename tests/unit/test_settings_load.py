@@ -10,8 +10,19 @@ from pydantic import BaseModel
 
 from relay.errors import ConfigError
 from relay.incidents import parse_instant
-from relay.settings import REGIONS, FileSink, KafkaSink, Settings, StdoutSink, load
+from relay.settings import (
+    REGIONS,
+    FileSink,
+    KafkaSink,
+    Settings,
+    SlackSink,
+    StdoutSink,
+    TeamsSink,
+    WebhookSink,
+    load,
+)
 from relay.settings.layers import key_of, variable_of
+from relay.signing import secrets_in
 
 Write = Callable[..., Settings]
 
@@ -61,6 +72,9 @@ def test_smallest_configuration_has_the_defaults_of_the_contract(write: Write, t
 def test_every_available_key_is_taken(write: Write, tmp_path: Path) -> None:
     for name in ("acme.pw", "ca.pem", "cert.pem", "key.pem", "sasl.pw"):
         (tmp_path / name).write_text(f"{name}-text\n")
+    (tmp_path / "soc.url").write_text("https://hooks.slack.example/T0/B0/x\n")
+    (tmp_path / "soar.secrets").write_text("whsec_Zm9v\na plain one\n\n")
+    (tmp_path / "proxy.url").write_text("http://user:pw@proxy.example:3128\n")
     settings = write("""
 sources:
   acme:
@@ -95,6 +109,27 @@ sinks:
     kafka: {bootstrap.servers: "other:9092", compression.type: zstd}
   disk: {type: file, path: /var/events.ndjson}
   out: {type: stdout}
+  soar:
+    type: webhook
+    url: https://soar.example/hooks/eset?key=1
+    secrets_file: soar.secrets
+    headers: {Authorization: Bearer x, X-Key_file: key.pem}
+    when: incident.severity == "HIGH"
+    retry: [0s, 1m]
+    timeout: 5s
+    concurrency: 64
+    notify: soc
+    proxy: none
+    tls: {ca_file: ca.pem}
+  soc:
+    type: slack
+    url_file: soc.url
+    max_age: 1h
+    digest_above: 5
+    start: earliest
+    keep: 1d
+    notify: teams
+  teams: {type: teams, url: "http://127.0.0.1:81/flow", proxy_file: proxy.url}
 http: {host: 127.0.0.1, port: 0, titles: false}
 admin_socket: run/relay.sock
 log: {level: debug, format: json}
@@ -119,6 +154,26 @@ shutdown_grace: 0s
     assert disk.path == Path("/var/events.ndjson")
     assert disk.keep == timedelta(days=2)
     assert isinstance(settings.sinks["out"], StdoutSink)
+    soar, soc, teams = settings.sinks["soar"], settings.sinks["soc"], settings.sinks["teams"]
+    assert isinstance(soar, WebhookSink)
+    assert soar.url.reveal() == "https://soar.example/hooks/eset?key=1"
+    assert soar.secrets is not None
+    assert secrets_in(soar.secrets.reveal()) == ["whsec_Zm9v", "a plain one"]
+    assert {name: value.reveal() for name, value in soar.headers.items()} == {
+        "authorization": "Bearer x",
+        "x-key": "key.pem-text",
+    }
+    assert soar.when == 'incident.severity == "HIGH"'
+    assert soar.retry == (timedelta(0), timedelta(minutes=1))
+    assert (soar.timeout, soar.concurrency, soar.notify) == (timedelta(seconds=5), 64, "soc")
+    assert (soar.proxy, soar.tls.ca_file) == ("none", tmp_path / "ca.pem")
+    assert isinstance(soc, SlackSink)
+    assert soc.url.reveal() == "https://hooks.slack.example/T0/B0/x"
+    assert (soc.max_age, soc.digest_above, soc.start) == (timedelta(hours=1), 5, "earliest")
+    assert (soc.keep, soc.notify, soc.concurrency) == (timedelta(days=1), "teams", 1)
+    assert isinstance(teams, TeamsSink)
+    assert not isinstance(teams.proxy, str)
+    assert teams.proxy.reveal() == "http://user:pw@proxy.example:3128"
     assert settings.admin_socket_path == tmp_path / "run/relay.sock"
     assert settings.kafka_options("siem") == {
         "acks": "all",
@@ -128,6 +183,32 @@ shutdown_grace: 0s
         "socket.timeout.ms": "6000",
     }
     assert settings.kafka_options("disk")["bootstrap.servers"] == "kafka:9092"
+
+
+def test_sinks_of_messages_have_the_defaults_of_the_contract(write: Write) -> None:
+    sinks = write(
+        SMALL + "  soar: {type: webhook, url: https://a}\n  soc: {type: slack, url: https://a}\n"
+        "  chat: {type: teams, url: https://a}\n"
+    ).sinks
+    soar, soc, chat = sinks["soar"], sinks["soc"], sinks["chat"]
+    assert isinstance(soar, WebhookSink)
+    assert isinstance(soc, SlackSink)
+    assert isinstance(chat, TeamsSink)
+    assert [wait.total_seconds() for wait in soar.retry] == [0, 5, 30, 300, 1800, 7200]
+    assert (soar.start, soc.start, chat.start) == ("earliest", "now", "now")
+    assert (soar.concurrency, soc.concurrency, chat.concurrency) == (8, 1, 1)
+    assert {sink.timeout for sink in (soar, soc, chat)} == {timedelta(seconds=15)}
+    assert {sink.keep for sink in (soar, soc, chat)} == {timedelta(days=7)}
+    assert {(sink.max_age, sink.digest_above) for sink in (soc, chat)} == {(timedelta(hours=24), 20)}
+    assert (soar.secrets, soar.headers, soar.notify, soar.when, soar.proxy) == (None, {}, None, None, "env")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "http://localhost/x", "http://[::1]/x", "https://a/x?y=z"])
+@pytest.mark.parametrize("kind", ["slack", "teams"])
+def test_a_chat_on_this_machine_needs_no_encryption(write: Write, kind: str, url: str) -> None:
+    sink = write(SMALL + f"  it: {{type: {kind}, url: '{url}'}}\n").sinks["it"]
+    assert isinstance(sink, SlackSink | TeamsSink)
+    assert sink.url.reveal() == url
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -263,6 +344,53 @@ def test_environment_alone_configures_a_relay(tmp_path: Path) -> None:
     }
 
 
+def test_environment_alone_configures_a_webhook_and_a_chat(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("Bearer x\n")
+    sinks = load(
+        None,
+        {
+            "RELAY_SOURCES__ACME__REGION": "eu",
+            "RELAY_SOURCES__ACME__USERNAME": "api@acme.example",
+            "RELAY_SOURCES__ACME__PASSWORD": "pw",
+            "RELAY_SINKS__SOC__TYPE": "slack",
+            "RELAY_SINKS__SOC__URL": "https://hooks.slack.example/x",
+            "RELAY_SINKS__SOC__WHEN": 'incident.severity == "HIGH"',
+            "RELAY_SINKS__SOC__MAX_AGE": "1h",
+            "RELAY_SINKS__SOC__DIGEST_ABOVE": "3",
+            "RELAY_SINKS__SOAR__TYPE": "webhook",
+            "RELAY_SINKS__SOAR__URL": "https://soar.example/x",
+            "RELAY_SINKS__SOAR__SECRETS": "one\nwhsec_Zm9v",
+            "RELAY_SINKS__SOAR__HEADERS__AUTHORIZATION_FILE": "token",
+            "RELAY_SINKS__SOAR__HEADERS__X_API_KEY": "key",
+            "RELAY_SINKS__SOAR__RETRY": "[0s, 5s]",
+            "RELAY_SINKS__SOAR__TIMEOUT": "3s",
+            "RELAY_SINKS__SOAR__CONCURRENCY": "2",
+            "RELAY_SINKS__SOAR__NOTIFY": "soc",
+            "RELAY_SINKS__SOAR__PROXY": "http://u:pw@proxy.example:3128",
+        },
+        tmp_path,
+    ).sinks
+    soar, soc = sinks["soar"], sinks["soc"]
+    assert isinstance(soc, SlackSink)
+    assert isinstance(soar, WebhookSink)
+    assert (soc.when, soc.max_age, soc.digest_above) == ('incident.severity == "HIGH"', timedelta(hours=1), 3)
+    headers = {name: value.reveal() for name, value in soar.headers.items()}
+    assert headers == {"authorization": "Bearer x", "x-api-key": "key"}
+    assert soar.secrets is not None
+    assert soar.secrets.reveal() == "one\nwhsec_Zm9v"
+    assert (soar.retry, soar.timeout) == ((timedelta(0), timedelta(seconds=5)), timedelta(seconds=3))
+    assert (soar.concurrency, soar.notify) == (2, "soc")
+
+
+def test_a_header_of_a_variable_wins_over_the_file_in_any_case(write: Write) -> None:
+    soar = write(
+        SMALL + "  soar: {type: webhook, url: https://a, headers: {Authorization: old, X-Key: kept}}\n",
+        RELAY_SINKS__SOAR__HEADERS__AUTHORIZATION="new",
+    ).sinks["soar"]
+    assert isinstance(soar, WebhookSink)
+    assert {name: value.reveal() for name, value in soar.headers.items()} == {"authorization": "new", "x-key": "kept"}
+
+
 def test_environment_wins_over_the_file_key_by_key(write: Write) -> None:
     settings = write(
         SMALL + "http: {port: 1, titles: true}\n",
@@ -328,6 +456,9 @@ def test_settings_never_read_this_process_environment(write: Write, monkeypatch:
         ("RELAY_KAFKA__BOOTSTRAP_SERVERS", ("kafka", "bootstrap.servers")),
         ("RELAY_SINKS__A__KAFKA__SASL_PASSWORD_FILE", ("sinks", "a", "kafka", "sasl.password_file")),
         ("RELAY_KAFKA_PREFIX", ("kafka_prefix",)),
+        ("RELAY_SINKS__SOAR__HEADERS__AUTHORIZATION", ("sinks", "soar", "headers", "authorization")),
+        ("RELAY_SINKS__SOAR__HEADERS__X_API_KEY_FILE", ("sinks", "soar", "headers", "x-api-key_file")),
+        ("RELAY_SINKS__SOAR__HEADERS", ("sinks", "soar", "headers")),
     ],
 )
 def test_variables_and_keys_name_each_other(variable: str, key: tuple[str, ...]) -> None:
@@ -355,6 +486,20 @@ def test_omitting_an_unknown_field_is_a_warning(write: Write) -> None:
     settings = write(SMALL.replace("type: stdout", "type: stdout, omit: [display_name]"))
     assert settings.warnings == (
         "sinks.out.omit names display_name, which is no field of an incident that is known today",
+    )
+
+
+def test_a_webhook_without_encryption_is_a_warning(write: Write) -> None:
+    text = SMALL + "  soar: {type: webhook, url: http://soar.example/hunter2}\n"
+    assert write(text).warnings == (
+        "sinks.soar.url is not encrypted: whoever is on the way can read the incidents; use https",
+    )
+    assert write(text.replace("soar.example", "127.0.0.1")).warnings == ()
+
+
+def test_a_wait_before_the_first_attempt_is_a_warning(write: Write) -> None:
+    assert write(SMALL + "  soar: {type: webhook, url: https://a, retry: [5s, 1m]}\n").warnings == (
+        "sinks.soar.retry does not begin with 0s: the first attempt is made at once all the same",
     )
 
 

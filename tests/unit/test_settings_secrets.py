@@ -1,5 +1,6 @@
 """A secret is read when it is asked for, and shown nowhere else."""
 
+import base64
 import json
 import traceback
 from pathlib import Path
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from relay.errors import ConfigError
-from relay.settings import Backoff, FileSink, KafkaSink, Secret, Settings, Source, Tls, load
+from relay.settings import (
+    Backoff,
+    FileSink,
+    KafkaSink,
+    Secret,
+    Settings,
+    SlackSink,
+    Source,
+    Tls,
+    WebhookSink,
+    load,
+)
 
 CANARY = "c4n4ry-Pa55"
 
@@ -22,6 +34,14 @@ sources:
 kafka: {{bootstrap.servers: k, sasl.password: {CANARY}3, ssl.key.password_file: pw, sasl.pasword: {CANARY}5}}
 sinks:
   siem: {{type: kafka, topic: a, kafka: {{sasl.oauthbearer.client.secret: {CANARY}6}}}}
+  soar:
+    type: webhook
+    url: https://soar.example/{CANARY}7?q={CANARY}8
+    secrets: "{CANARY}9\\nwhsec_Zm9v"
+    headers: {{Authorization: Bearer {CANARY}10, X-Key_file: pw}}
+    proxy: "http://u:{CANARY}11@proxy.example"
+  soc: {{type: slack, url_file: url, proxy_file: proxy}}
+  chat: {{type: teams, url: "https://teams.example/{CANARY}13"}}
 """
 
 
@@ -29,6 +49,8 @@ sinks:
 def settings(tmp_path: Path) -> Settings:
     """Settings with a secret in every place that takes one."""
     (tmp_path / "pw").write_text(f"{CANARY}4\n")
+    (tmp_path / "url").write_text(f"https://slack.example/{CANARY}12\n")
+    (tmp_path / "proxy").write_text(f"http://u:{CANARY}14@proxy.example\n")
     (tmp_path / "relay.yaml").write_text(GOOD)
     return load(None, {}, tmp_path)
 
@@ -39,16 +61,23 @@ def test_no_representation_shows_a_secret(settings: Settings) -> None:
 
 
 def test_every_secret_is_listed(settings: Settings) -> None:
-    values = sorted(secret.reveal() for secret in settings.secrets())
-    assert values == [
-        f"{CANARY}1",
-        f"{CANARY}3",
-        f"{CANARY}4",
-        f"{CANARY}4",
-        f"{CANARY}5",
-        f"{CANARY}6",
-        f"http://u:{CANARY}2@proxy.example",
-    ]
+    assert {secret.reveal() for secret in settings.secrets()} >= {
+        f"Bearer {CANARY}10",
+        *(f"{CANARY}{number}" for number in (1, 3, 4, 5, 6)),
+        f"{CANARY}9\nwhsec_Zm9v",
+        *(f"http://u:{CANARY}{number}@proxy.example" for number in (2, 11, 14)),
+        f"https://slack.example/{CANARY}12",
+        f"https://soar.example/{CANARY}7?q={CANARY}8",
+        f"https://teams.example/{CANARY}13",
+    }
+
+
+def test_what_a_far_side_may_repeat_of_a_secret_is_listed_by_itself(settings: Settings) -> None:
+    """Path, query and login of a URL, in the spelling that is sent as well, and the words of a header."""
+    values = {secret.reveal() for secret in settings.secrets()}
+    assert values >= {f"{CANARY}{number}" for number in (2, 7, 8, 10, 11, 12, 13, 14)}
+    assert base64.b64encode(f"u:{CANARY}11".encode()).decode() in values
+    assert not {"Bearer", "q", "u", ""} & values
 
 
 def test_options_for_librdkafka_hold_the_values(settings: Settings) -> None:
@@ -117,6 +146,11 @@ BROKEN = [
     f"kafka: {CANARY}",
     f"sinks: {{a: {{type: {CANARY}}}, b: {{type: kafka, topic: '{CANARY}/'}}, c: {{type: stdout, omit: {CANARY}}}}}",
     f"sinks: {{a: {{type: slack, url: {CANARY}}}, b: {CANARY}, c: {{type: stdout, start: {CANARY}}}}}",
+    f"sinks: {{a: {{type: webhook, url: 'https://u:{CANARY}@a', secrets: 'whsec_{CANARY}!', retry: {CANARY}}}}}",
+    f"sinks: {{a: {{type: webhook, url: '{CANARY} x', url_file: {CANARY}, headers: {{'x: {CANARY}': x}}}}}}",
+    f"sinks: {{a: {{type: webhook, url: a, headers: {{x: '{CANARY}é'}}}}, b: {{type: webhook, headers: {CANARY}}}}}",
+    f"sinks: {{a: {{type: slack, url: 'http://a/{CANARY}', notify: {CANARY}, max_age: {CANARY}, timeout: {CANARY}}}}}",
+    f"sinks: {{a: {{type: teams, url: 'https://a/#{CANARY}', digest_above: {CANARY}, notify: [{CANARY}]}}}}",
     f"http: {{port: {CANARY}, titles: {CANARY}}}\napi: {{requests_per_second: {CANARY}}}\nlog: {{level: {CANARY}}}",
     f"journal: {{kind: {CANARY}, max_bytes: {CANARY}, retention: {CANARY}}}\nkafka_prefix: '{CANARY}/'",
     f"shutdown_grace: {CANARY}\nhttp: {CANARY}\nunknown: {CANARY}",
@@ -159,8 +193,8 @@ def refusal(text: str) -> str:
 @given(
     top=shape_of(Settings),
     source=shape_of(Source) | st.fixed_dictionaries({"tls": shape_of(Tls), "backoff": shape_of(Backoff)}),
-    sink=shape_of(KafkaSink) | shape_of(FileSink),
-    kind=st.sampled_from(["kafka", "file", "stdout", "slack", CANARY]),
+    sink=shape_of(KafkaSink) | shape_of(FileSink) | shape_of(WebhookSink) | shape_of(SlackSink),
+    kind=st.sampled_from(["kafka", "file", "stdout", "webhook", "slack", "teams", CANARY]),
 )
 def test_whatever_a_file_holds_loads_or_is_refused(top: object, source: object, sink: object, kind: str) -> None:
     """Nothing but ConfigError comes out, and no value with it."""
