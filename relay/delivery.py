@@ -131,7 +131,7 @@ class Carrier(abc.ABC):
             target=self.target,
             state=status.state,
             since=status.since,
-            reason=status.reason,
+            reason=self._plain(status.reason),
             failures=status.failures,
             next_try=self.next_try() if status.state == "failing" else None,
             paused_until=status.paused_until,
@@ -141,6 +141,10 @@ class Carrier(abc.ABC):
             delivered=sum(events for at, events in self._recent if at >= since),
             dead_letters=self._dead,
         )
+
+    def _plain(self, reason: str) -> str:
+        """A reason without the name of the sink, where that is said already."""
+        return reason.removeprefix(f"{self.kind} {self.name}: ").removeprefix(f"{self.kind} sink {self.name}: ")
 
     # -- what both kinds share --------------------------------------------------------------------------------------
 

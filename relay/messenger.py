@@ -474,7 +474,7 @@ class Messenger(Carrier):
         oldest = backlog.oldest
         notice = Parked(
             sink=self.name,
-            reason=status.reason,
+            reason=self._plain(status.reason),
             since=status.since or self._clock.now(),
             waiting=backlog.events,
             oldest=oldest,
