@@ -281,7 +281,8 @@ class Messenger(Carrier):
             self._ready[delivery.position] = delivery
         if overdue and len(self._overdue) == overdue:  # what became too old is counted to its end
             await self._post_skipped(manners)
-        await self._supersede()
+        kept = await self._not_superseded(list(self._ready.values()))
+        self._ready = {delivery.position: delivery for delivery in kept}
         if not self._ready or not self.breaker.sending:
             return
         waiting = list(self._ready.values())
@@ -308,15 +309,20 @@ class Messenger(Carrier):
         if await self._post(notice):
             del self._overdue[: len(overdue)]
 
-    async def _supersede(self) -> None:
-        """What a newer version of its incident waits behind, and is wanted, is not sent any more."""
-        later = await self._lease.later_versions(list(self._ready.values()))
-        for position, versions in later.items():
-            if any(not self._unwanted(version) for version in versions):
-                old = self._ready.pop(position)
-                await self._settle([old], Outcome(positions=[position], kind="superseded"), "superseded", "")
-        if later:
-            self._nudged.set()
+    async def _not_superseded(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Without those behind which a newer version of their incident waits, if that one is wanted."""
+        later = await self._lease.later_versions(deliveries)
+        old = [
+            delivery
+            for delivery in deliveries
+            if any(not self._unwanted(version) for version in later.get(delivery.position, ()))
+        ]
+        if not old:
+            return list(deliveries)
+        await self._settle(old, Outcome(positions=_positions(old), kind="superseded"), "superseded", "")
+        self._nudged.set()
+        gone = set(_positions(old))
+        return [delivery for delivery in deliveries if delivery.position not in gone]
 
     async def _probe(self) -> None:
         """One message of another incident than the last probe's tells whether the endpoint is back."""
@@ -324,6 +330,8 @@ class Messenger(Carrier):
             await self._post_notice()
             return
         claimed = await self._claim(PROBE_CHOICE)
+        if self._manners is not None:
+            claimed = await self._not_superseded(claimed)
         if not claimed:
             if self._overdue and self._manners is not None:
                 await self._post_skipped(self._manners)
