@@ -218,7 +218,7 @@ async def test_once_exits_1_when_something_is_left(set_up: Stage) -> None:
         ({"sources": {}}, "source"),
         ({"sinks": {}}, "sink"),
         ({"sinks": {"disk": {"type": "file"}}}, "sinks.disk.path"),
-        ({"sinks": {"hook": {"type": "webhook", "url": "https://soar.example"}}}, "sinks.hook.type"),
+        ({"sinks": {"out": {"type": "stdout", "format": "ocsf"}}}, "sinks.out.format"),
         ({"api": {"requests_per_second": 0}}, "api.requests_per_second"),
     ],
     ids=["unknown key", "no source", "no sink", "missing key", "not yet", "out of range"],

@@ -14,10 +14,11 @@ from tests.support.kafka import require_broker
 pytestmark = pytest.mark.kafka
 
 CHILD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.support.broker import Cluster
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 with Cluster(Path(sys.argv[1])) as cluster:
     print(*cluster.process_ids, flush=True)
     time.sleep(600)
