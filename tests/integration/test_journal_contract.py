@@ -434,8 +434,11 @@ async def test_a_full_journal_refuses_changes_and_still_records_acknowledgements
         sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
         assert await fill_up(journal, lease) > 10
         use = await journal.use()
-        assert use.used_bytes <= use.limit_bytes
+        assert use.used_bytes <= 0.95 * use.limit_bytes
         await lease.commit(PageCommit(progress=PROGRESS))
+        refused = await sink.claim(100, in_order=True)
+        await sink.settle(outcomes(refused, "dead", reason="too large"))
+        assert await sink.count_dead() == 100
         waiting = asyncio.create_task(lease.room())
         await journal.tend()
         await asyncio.sleep(0)
