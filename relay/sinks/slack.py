@@ -5,23 +5,19 @@ and, where a webhook was seen to give them, of `chat.postMessage`.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Collection, Mapping
+from typing import Final, Literal
 
-import httpx
 import msgspec
 
-from relay.clock import Clock
 from relay.errors import Gone, Refused, Unavailable
 from relay.formats import slack
-from relay.formats.message import Notice, digest_of, facts_of
-from relay.sinks import Delivery, Position
-from relay.sinks.post import THROTTLED_SECONDS, Poster, Reply, reason_of, require_success
+from relay.sinks.chat import ChatSink
+from relay.sinks.post import THROTTLED_SECONDS, Reply, reason_of, require_success
 
 SECONDS_PER_MESSAGE: Final = 1.0
 """Slack takes one message a second per webhook: https://docs.slack.dev/apis/web-api/rate-limits"""
 
-_HEADERS: Final = {"content-type": "application/json; charset=utf-8"}
 _WORD: Final = re.compile(r"[a-z][a-z_]{1,60}", re.ASCII)
 _NEW_WEBHOOK: Final = "create a new incoming webhook in Slack, write its URL to the sink's url_file"
 
@@ -90,71 +86,14 @@ PERMANENT: Final[Mapping[str, tuple[str, str]]] = {
 _EXHAUSTED: Final = frozenset({"message_limit_exceeded", "rate_limited", "ratelimited"})
 
 
-class SlackSink:
-    """Posts to the webhook that `url` names at that moment, at most once a second.
+class SlackSink(ChatSink):
+    """Posts to an incoming webhook, at most once a second."""
 
-    `links` maps sources to templates of a link; `digest_above` is only named in a digest.
-    """
-
-    max_batch = 50
-    atomic = False
     outcome: Literal["delivered", "accepted"] = "delivered"
     """Slack answers after it has posted."""
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        url: Callable[[], str],
-        http: httpx.AsyncClient,
-        timeout_seconds: float,
-        omit: Collection[str],
-        links: Mapping[str, str],
-        clock: Clock,
-        digest_above: int | None = None,
-    ) -> None:
-        self._name = f"slack {name}"
-        self._poster = Poster(self._name, url=url, http=http, timeout_seconds=timeout_seconds, clock=clock)
-        self._omit = frozenset(omit)
-        self._links = links
-        self._digest_above = digest_above
-        self._clock = clock
-        self._next_turn = clock.monotonic()
-
-    def __repr__(self) -> str:
-        return f"SlackSink({self._name!r})"
-
-    async def open(self) -> Position | None:
-        """Nothing to connect to: each message is a request of its own."""
-        return None
-
-    async def send(self, batch: Sequence[Delivery], *, upto: int | None = None) -> None:
-        """One message for one event, one digest for several; returns when Slack has posted it."""
-        if not batch:
-            return
-        if len(batch) == 1:
-            payload = slack.message(facts_of(batch[0], omit=self._omit, links=self._links))
-        else:
-            digest = digest_of(batch, omit=self._omit, links=self._links, above=self._digest_above)
-            payload = slack.digest(digest)
-        await self._post(payload, [delivery.position for delivery in batch])
-
-    async def tell(self, notice: Notice) -> None:
-        """Posts a notice. Raises as `send` does; a refusal names no position."""
-        await self._post(slack.notice(notice, now=self._clock.now()), [])
-
-    async def probe(self) -> str:
-        """Connects, and posts nothing."""
-        return await self._poster.probe()
-
-    async def close(self, timeout_seconds: float) -> None:
-        """Closes the connections."""
-        await self._poster.close()
-
-    async def _post(self, payload: dict[str, Any], positions: Collection[int]) -> None:
-        await self._turn()
-        reply = await self._poster.post(msgspec.json.encode(payload), _HEADERS)
-        self._require_posted(reply, positions)
+    kind = "slack"
+    look = slack
+    _next_turn = 0.0
 
     async def _turn(self) -> None:
         """The turn is taken before the wait, so that notices and messages of other tasks come after it."""
@@ -163,7 +102,7 @@ class SlackSink:
         if wait > 0:
             await self._clock.sleep(wait)
 
-    def _require_posted(self, reply: Reply, positions: Collection[int]) -> None:
+    def _require_taken(self, reply: Reply, positions: Collection[int]) -> None:
         word = _word(reply)
         if reply.status == 200 and word == "ok":
             return

@@ -7,12 +7,10 @@ import random
 import socket
 import ssl
 import struct
-import subprocess
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
@@ -25,6 +23,7 @@ from relay.eset.budget import RateBudget
 from relay.eset.client import Answer, EsetClient, Patience
 from relay.eset.wire import DecodedPage, decode_page
 from relay.transport import http_client, tls_context
+from tests.support.tls import Certificates, make_certificates, server_tls
 
 PASSWORD = "canary-password"
 TOKEN = json.dumps({"access_token": "canary-access", "refresh_token": "canary-refresh", "expires_in": 3600}).encode()
@@ -393,36 +392,9 @@ async def test_3000_cancelled_requests_leave_the_pool_usable() -> None:
 # -- TLS --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Certificates:
-    ca: Path
-    server: Path
-    client: Path
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """An authority, and a server and a client of it; each file holds the certificate and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = {name: folder / f"{name}.pem" for name in ("ca", "server", "client")}
-    for name, path in made.items():
-        options = (
-            ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
-            if name == "ca"
-            else ["-CA", made["ca"], "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]
-        )
-        command: list[str | Path] = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", folder / f"{name}.key", "-out", path]
-        subprocess.run([*command, *options], check=True, capture_output=True)
-        path.write_bytes(path.read_bytes() + (folder / f"{name}.key").read_bytes())
-    return Certificates(**made)
-
-
-def server_tls(certificates: Certificates, *, ask_client: bool = False) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.ca)
-    context.load_cert_chain(certificates.server)
-    context.verify_mode = ssl.CERT_REQUIRED if ask_client else ssl.CERT_NONE
-    return context
+    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 async def test_unknown_authority_is_a_tls_failure(certificates: Certificates) -> None:

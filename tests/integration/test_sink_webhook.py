@@ -7,13 +7,10 @@ import gzip
 import json
 import random
 import socket
-import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -49,6 +46,7 @@ from tests.support.receiver import (
     truncated,
     unused_port,
 )
+from tests.support.tls import Certificates, make_certificates, server_tls
 
 OLD, NEW = "whsec_" + base64.b64encode(b"the old key of the receiver").decode(), "canary: a new key, in plain text"
 LARGE = "x" * 20_000_000
@@ -658,36 +656,9 @@ def test_representation_shows_nothing() -> None:
 # -- TLS and proxies --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Certificates:
-    ca: Path
-    server: Path
-    client: Path
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """An authority, and a server and a client of it; each file holds the certificate and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = {name: folder / f"{name}.pem" for name in ("ca", "server", "client")}
-    for name, path in made.items():
-        options = (
-            ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
-            if name == "ca"
-            else ["-CA", made["ca"], "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]
-        )
-        command: list[str | Path] = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", folder / f"{name}.key", "-out", path]
-        subprocess.run([*command, *options], check=True, capture_output=True)
-        path.write_bytes(path.read_bytes() + (folder / f"{name}.key").read_bytes())
-    return Certificates(**made)
-
-
-def server_tls(certificates: Certificates, *, ask_client: bool = False) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.ca)
-    context.load_cert_chain(certificates.server)
-    context.verify_mode = ssl.CERT_REQUIRED if ask_client else ssl.CERT_NONE
-    return context
+    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 async def test_certificate_of_nobody_known_is_a_tls_failure_until_its_authority_is_named(
