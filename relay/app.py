@@ -184,7 +184,7 @@ class Relay:
         for source in self.sources:
             interval = self.settings.sources[source.name].poll_interval.total_seconds() * stretch
             source.poll_interval_seconds = interval
-            self.metrics.source(source.name).polls_every(interval)
+            self.metrics.poll_interval.labels(source.name).set(interval)
             offset = zlib.crc32(source.name.encode()) % 1000 / 1000 * interval
             scheduler.add_job(
                 source.on_tick,

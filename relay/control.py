@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from relay.assembly import make_courier, make_journal, make_sink
 from relay.clock import SECOND, Clock, Instant
+from relay.endpoint import DISABLED
 from relay.errors import ConfigError, JournalError, RelayError
 from relay.incidents import format_instant, parse_instant
 from relay.journal import (
@@ -48,7 +49,6 @@ CLOSE_SECONDS: Final = 2.0
 SHORTEST_PREFIX: Final = 4
 """An id may be cut to so many characters, as long as it names one event."""
 LISTED: Final = 50
-DISABLED: Final = "disabled by an operator"
 NOBODY: Final = "no relay runs at present"
 _USAGE: Final = 400
 _COPY: Final = "copy"

@@ -88,11 +88,10 @@ class _Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Single(msgspec.Struct, frozen=True, kw_only=True):
-    """What was said of one incident. `seen` is None when there is none, or no answer (`failed`)."""
+    """What was said of one incident. `seen` is None when there is none, or no answer."""
 
     question: _Question
     seen: Observed | None
-    failed: bool
     asked: float
     answered: float
 
@@ -315,17 +314,15 @@ class Intake:
     async def _ask_one(self, question: _Question, lane: Lane, seconds: float | None) -> _Single:
         asked = self._clock.monotonic()
         seen: Observed | None = None
-        failed = False
         try:
             async with asyncio.timeout(seconds):
                 seen = await self._api.get_incident(question.uuid, lane="enrich" if question.why == "enrich" else lane)
         except (SourceError, TimeoutError) as error:
             if question.why == "doubt" and lane == "live":
                 raise
-            failed = True
             reason = error.reason if isinstance(error, SourceError) else "timeout"
             log.info("incident not answered", source=self._lease.name, uuid=question.uuid, reason=reason)
-        return _Single(question=question, seen=seen, failed=failed, asked=asked, answered=self._clock.monotonic())
+        return _Single(question=question, seen=seen, asked=asked, answered=self._clock.monotonic())
 
 
 def _first(failures: BaseExceptionGroup[SourceError]) -> SourceError:

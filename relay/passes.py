@@ -296,7 +296,7 @@ class Reader:
             patience = TRY_AGAIN if way.sure else TRY_AGAIN_UNSURE
             if (way.mode == "keyset" and way.sure) or 0 <= self._clock.now() - way.tried < patience:
                 return
-        self._enter(view, await self._sound(view, lane))
+        self._enter(view, await sound(self._api, view, lane=lane))
 
     async def lower(self, view: View, error: SourceError, lane: Lane) -> bool:
         """After a failed pass: True when the view is read in another way from now on, and the pass can begin again.
@@ -306,7 +306,7 @@ class Reader:
         if not isinstance(error, QueryRefused) and error.reason not in ("filter_ignored", "order_ignored"):
             return False
         before = self.ways[view]
-        found = await self._sound(view, lane)
+        found = await sound(self._api, view, lane=lane)
         if (found.mode, found.times, found.by_uuid) == (before.mode, before.times, before.by_uuid):
             self._strikes[view] += 1
             if isinstance(error, QueryRefused) or self._strikes[view] < STRIKES or before.mode == "scan":
@@ -327,10 +327,6 @@ class Reader:
         if before.mode != way.mode:
             write = self._log.info if way.mode == "keyset" else self._log.warning
             write("read mode changed", view=view, mode=way.mode, before=before.mode, reason=way.reason)
-
-    async def _sound(self, view: View, lane: Lane) -> Way:
-        """The best way that works, by samples."""
-        return await sound(self._api, view, lane=lane)
 
 
 async def sound(api: IncidentApi, view: View, *, lane: Lane = "live") -> Way:
