@@ -545,15 +545,4 @@ def _sample(now: Instant) -> Delivery:
         previous={},
         incident=msgspec.json.encode(fields),
     )
-    return Delivery(
-        position=0,
-        id=event.id,
-        kind=event.kind,
-        source=event.source,
-        origin=event.origin,
-        uuid=event.uuid,
-        sequence=event.sequence,
-        updated=event.updated,
-        severity=event.severity,
-        body=native.render(event),
-    )
+    return Delivery.of(0, event, native.render(event))

@@ -835,7 +835,7 @@ class SqliteSourceLease:
                     (ident, self.name, bad.reason, now, bad.raw),
                 )
             db.execute("UPDATE source SET progress = ? WHERE id = ?", (msgspec.json.encode(page.progress), self._id))
-            return [_fresh_delivery(first + index, event, bodies[index]) for index, event in enumerate(events)]
+            return [Delivery.of(first + index, event, bodies[index]) for index, event in enumerate(events)]
 
         added = await self._journal.run(work, write=True)
         self._unsure = False
@@ -1318,22 +1318,6 @@ def _event_row(source: int, event: Event, now: Instant, body: bytes) -> tuple[An
         event.severity,
         now,
         body,
-    )
-
-
-def _fresh_delivery(position: int, event: Event, body: bytes) -> Delivery:
-    """What a claim would read back of an event that was just written."""
-    return Delivery(
-        position=position,
-        id=event.id,
-        kind=event.kind,
-        source=event.source,
-        origin=event.origin,
-        uuid=event.uuid,
-        sequence=event.sequence,
-        updated=event.updated,
-        severity=event.severity,
-        body=body,
     )
 
 

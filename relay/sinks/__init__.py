@@ -1,13 +1,13 @@
 """The contract of a sink. A sink knows nothing of retries, order or storage."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import msgspec
 
 from relay.clock import Instant
 from relay.formats.message import Notice
-from relay.incidents import Kind, Origin
+from relay.incidents import Event, Kind, Origin
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -28,6 +28,22 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     severity: str
     body: bytes
     attempts: int = 0
+
+    @classmethod
+    def of(cls, position: int, event: Event, body: bytes) -> Self:
+        """The first delivery of an event, as a journal hands it out that has it at this position."""
+        return cls(
+            position=position,
+            id=event.id,
+            kind=event.kind,
+            source=event.source,
+            origin=event.origin,
+            uuid=event.uuid,
+            sequence=event.sequence,
+            updated=event.updated,
+            severity=event.severity,
+            body=body,
+        )
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):

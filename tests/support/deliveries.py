@@ -41,18 +41,7 @@ def delivery(
         previous={"status": "INCIDENT_STATUS_OPEN"},
         incident=msgspec.json.encode({"uuid": uuid, "severity": severity, "description": text, **fields}),
     )
-    return Delivery(
-        position=position,
-        id=event.id,
-        kind=event.kind,
-        source=source,
-        origin=origin,
-        uuid=uuid,
-        sequence=event.sequence,
-        updated=event.updated,
-        severity=severity,
-        body=native.render(event),
-    )
+    return Delivery.of(position, event, native.render(event))
 
 
 def deliveries(first: int, last: int, *, padding: int = 0) -> list[Delivery]:
