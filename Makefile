@@ -6,7 +6,7 @@ PYTHON ?= python3
 CACHE  := .cache
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup fmt check test demo bench prove lock clean kafka
+.PHONY: setup fmt check test demo bench prove lock clean kafka programs
 
 setup: $(STAMP)
 
@@ -35,10 +35,13 @@ check: setup ## never edits
 kafka: setup ## a real Apache Kafka for the tests, from Maven Central; without Java or Maven its tests are skipped, by name
 	$(BIN)/python -m tests.support.broker || true
 
-test: setup kafka ## every test but those of `prove`; REPORT=-q and the like go to pytest
+programs: setup ## Prometheus and Chromium for the tests, Debian's packages; without them their tests are skipped, by name
+	$(BIN)/python -m tests.support.packages || true
+
+test: setup kafka programs ## every test but those of `prove`; REPORT=-q and the like go to pytest
 	$(BIN)/python -m pytest $(REPORT)
 
-prove: setup kafka ## what takes longer than a minute: many kills, long outages, each guarantee broken on purpose
+prove: setup kafka programs ## what takes longer than a minute: many kills, long outages, each guarantee broken on purpose
 	$(BIN)/python -m pytest -m prove -s $(REPORT)
 	$(BIN)/python -m tests.breaks
 

@@ -5,7 +5,6 @@
 
 import base64
 import fcntl
-import os
 import random
 import shutil
 import signal
@@ -23,6 +22,8 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from tests.support import packages
+
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".cache" / "kafka"
 LIBS = HOME / "libs"
@@ -32,7 +33,6 @@ BLANK = HOME / "blank"
 
 POM = Path(__file__).parent / "kafka_broker" / "pom.xml"
 GUARD = Path(__file__).parent / "guard.py"
-PACKAGES = {"java": "openjdk-17-jre-headless", "mvn": "maven"}
 CLUSTER_ID = "4L6g3nShT-eMCtK--X86sw"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -73,8 +73,8 @@ PROPERTIES = {
 
 def missing() -> str:
     """Why no broker can be started here, in one line; empty when one can."""
-    if shutil.which("java") is None:
-        return f"no java: apt-get install {PACKAGES['java']}"
+    if absent := packages.missing("java"):
+        return f"no java: apt-get install {' '.join(absent)}"
     if not (LIBS.exists() and BLANK.exists()):
         return "Apache Kafka is not installed: make kafka"
     return ""
@@ -88,9 +88,9 @@ def install() -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     with _locked(HOME / ".lock"):
         if not LIBS.exists():
-            _require("java", "mvn")
+            packages.require("java", "mvn")
             _fetch_jars()
-        _require("java")
+        packages.require("java")
         if not BLANK.exists():
             _format_blank()
         if not CLASS_DATA.exists():
@@ -296,18 +296,6 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _require(*programs: str) -> None:
-    packages = [PACKAGES[program] for program in programs if shutil.which(program) is None]
-    if not packages:
-        return
-    line = f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
-    if os.geteuid() == 0 and shutil.which("apt-get") is not None:
-        print(f"$ {line}", flush=True)  # noqa: T201 - a command for people
-        if subprocess.run(line.split(), check=False).returncode == 0:
-            return
-    raise LookupError(line)
 
 
 def _fetch_jars() -> None:
