@@ -10,18 +10,29 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
+from apscheduler.executors.debug import DebugExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 from relay import __version__, control, web
-from relay.assembly import Accounts, introduce_to_each_other, make_courier, make_journal, make_rules, make_source
-from relay.clock import Clock, SystemClock
+from relay.assembly import (
+    Accounts,
+    introduce_to_each_other,
+    make_courier,
+    make_journal,
+    make_links,
+    make_rules,
+    make_source,
+)
+from relay.clock import Clock, Instant, SystemClock
 from relay.delivery import Carrier
 from relay.errors import JournalDamaged, JournalError, JournalLocked
 from relay.journal import DeadLetter, Journal, JournalUse
+from relay.logs import Repeats
 from relay.metrics import Metrics
+from relay.recent import Recent
 from relay.settings import Settings
-from relay.status import MAX_DEAD, RelayFacts
+from relay.status import FILLING_RATIO, MAX_DEAD, MAX_EVENTS, RelayFacts
 from relay.tasks import SourceTask
 
 log = structlog.get_logger()
@@ -58,7 +69,9 @@ class Relay:
         self._stop = asyncio.Event()
         self._closed = False
         self._use: JournalUse | None = None
+        self._filling_since: Instant | None = None
         self._letters: list[DeadLetter] = []
+        self._recent = Recent(titles=settings.http.titles, links=make_links(settings))
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -178,7 +191,10 @@ class Relay:
     def _schedule(self) -> AsyncIOScheduler:
         """Keeps time only: a job sets an event, a task of ours polls."""
         scheduler = AsyncIOScheduler(
-            timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+            timezone=UTC,
+            # Runs a job in place: one that runs beside us is cancelled at the end, which is logged as an error.
+            executors={"default": DebugExecutor()},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
         stretch = self._stretch()
         for source in self.sources:
@@ -212,13 +228,27 @@ class Relay:
 
     async def _tend(self) -> None:
         """Housekeeping of the journal, for ever."""
+        repeats = Repeats(self.clock)
+        failures = 0
         while True:
             try:
                 done = await self.journal.tend()
             except JournalError as error:
                 self.metrics.journal_failed(error.reason)
-                log.warning("journal could not be tended", reason=error.reason, error=str(error))
+                repeat = repeats.again(error.reason)
+                failures = repeat.times
+                write = log.warning if repeat.due else log.debug
+                write(
+                    "journal could not be tended",
+                    reason=error.reason,
+                    error=str(error),
+                    failures=failures,
+                    since=repeat.since,
+                )
             else:
+                if failures:
+                    log.info("journal recovered", failures=failures, seconds=repeats.over())
+                failures = 0
                 for courier in self.couriers:
                     courier.expired(done.expired.get(courier.name, {}))
                 if done.forgotten:
@@ -234,16 +264,24 @@ class Relay:
                 use = self._use = await self.journal.use()
                 self.metrics.journal_bytes.set(use.used_bytes)
                 self.metrics.journal_limit.set(use.limit_bytes)
+                is_filling = use.used_bytes >= FILLING_RATIO * use.limit_bytes
+                self._filling_since = (self._filling_since or self.clock.now()) if is_filling else None
                 for courier in self.couriers:
                     await courier.report()
                 for source in self.sources:
                     await source.report()
                 self._letters = (await self.journal.dead_letters(limit=MAX_DEAD)).newest
+                self._recent.committed(await self.journal.latest_events(MAX_EVENTS, after=self._recent.position))
+                self._recent.used(self.clock.now(), use.used_bytes)
             except JournalError as error:
                 self.metrics.journal_failed(error.reason)
                 if isinstance(error, JournalDamaged):
                     for source in self.sources:  # a poll finds out, and says so, whenever it would be due
-                        await source.on_tick()
+                        source.on_tick()
+            now = await self.facts()
+            self._recent.lagged(now.now, read=now.read_up_to, delivered=now.delivered_up_to)
+            for source in self.sources:
+                source.summarise_hourly()
             await self.clock.sleep(REPORT_SECONDS)
 
     # -- stopping -------------------------------------------------------------------------------------------------
@@ -287,8 +325,9 @@ class Relay:
             self._use = await self.journal.use()
         use = self._use
         stopped = next((source for source in self.sources if source.state == "stopped"), None)
+        now = self.clock.now()
         return RelayFacts(
-            now=self.clock.now(),
+            now=now,
             version=__version__,
             process=f"{socket.gethostname()}:{os.getpid()}",
             started=self._started,
@@ -297,9 +336,14 @@ class Relay:
             journal_used_bytes=use.used_bytes if use else None,
             journal_limit_bytes=use.limit_bytes if use else None,
             journal_oldest_event=use.oldest_event if use else None,
+            journal_filling_since=self._filling_since,
             polling_stopped_reason=stopped.error if stopped else None,
             polling_stopped_by=stopped.facts().error_reason if stopped else "",
             polling_stopped_since=stopped.since if stopped else None,
             budget_requests_per_second=self.settings.api.requests_per_second,
+            journal_growth_bytes_per_day=self._recent.growth_bytes_per_day(now, use.used_bytes) if use else None,
+            used_requests_per_second=self._accounts.budget.used_per_second,
+            events=self._recent.events,
+            lag=self._recent.lag(now),
             dead_letters=[control.letter_facts(letter, titles=self.settings.http.titles) for letter in self._letters],
         )

@@ -166,9 +166,15 @@ async def make_courier(
         kind=chosen.type,
         target=_target(settings, name),
         rule=rules.get(name),
+        keep_seconds=chosen.keep.total_seconds(),
         metrics=metrics.sink(name),
         clock=clock,
     )
+
+
+def make_links(settings: Settings) -> dict[str, str]:
+    """Where a person looks at an incident, by source: a template with `{uuid}`."""
+    return {label: source.link for label, source in settings.sources.items() if source.link is not None}
 
 
 def introduce_to_each_other(couriers: Sequence[Carrier], settings: Settings) -> None:
@@ -243,14 +249,13 @@ def make_sink(name: str, *, settings: Settings, journal_id: str) -> Sink:
             clock=SystemClock(),
         )
     kind = slack.SlackSink if isinstance(chosen, SlackSink) else teams.TeamsSink
-    links = {label: source.link for label, source in settings.sources.items() if source.link is not None}
     return kind(
         name,
         url=chosen.url.reveal,
         http=http,
         timeout_seconds=timeout_seconds,
         omit=chosen.omit,
-        links=links,
+        links=make_links(settings),
         digest_above=chosen.digest_above,
         clock=SystemClock(),
     )

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,6 +22,7 @@ from relay.errors import (
     AccessDenied,
     BadAnswer,
     ConfigError,
+    Gone,
     JournalError,
     JournalLocked,
     LoginRefused,
@@ -36,9 +37,18 @@ from relay.incidents import Known
 from relay.journal import View, Way
 from relay.metrics import Metrics
 from relay.passes import VIEWS, sound
-from relay.settings import Settings, SlackSink, Source, TeamsSink, WebhookSink
+from relay.settings import REGIONS, Secret, Settings, SlackSink, Source, TeamsSink, Tls, WebhookSink
 from relay.signing import secrets_in
 from relay.status import FULL_RATIO, CheckLine
+from relay.transport import (
+    NETWORK_ERRORS,
+    certificate_fault,
+    connect,
+    http_client,
+    proxy_for,
+    proxy_status,
+    tls_context,
+)
 from relay.words import count, inert, moment, number, sentence, span
 
 if TYPE_CHECKING:
@@ -50,6 +60,8 @@ PATIENCE: Final = Patience(total_seconds=30.0, tries=2)
 """A person waits: one more try tells a hiccup from a failure."""
 SOURCES_AT_ONCE: Final = 8
 SKEW_SECONDS: Final = 5.0
+REFUSED_SKEW_SECONDS: Final = 300.0
+"""Receivers by Standard Webhooks refuse a signature whose time is further off."""
 ROOM_RATIO: Final = 2.5
 """The journal's volume needs so many times `max_bytes`: for the file, its log and a copy while migrating."""
 NO_ROOM_BYTES: Final = 1 << 20
@@ -63,47 +75,76 @@ KNOWN_INCIDENTS: Final = 1000
 """Rules are tried on so many incidents of the ledger."""
 CLOSE_SECONDS: Final = 2.0
 AGAIN: Final = "relay check"
-# Why there was no answer: what is said of the host, and the cure.
+# Why there was no answer: what is said of the host, and the cure; `{what}` is `source` or `sink`.
 _UNREACHED: Final[Mapping[str, tuple[str, str]]] = {
-    "dns": (
-        "{host} cannot be resolved",
-        "Check region, or base_url and token_url, of this source, and the DNS of this machine, then:",
+    "address": (
+        "{host} is link-local or a metadata service, which no sink is let reach",
+        "Let url of this sink lead elsewhere, then:",
     ),
+    "dns": ("{host} cannot be resolved", "Check {urls} of this {what}, and the DNS of this machine, then:"),
     "connect": ("{host} refused the connection", "Let this machine reach that host, directly or by a proxy, then:"),
     "timeout": ("{host} did not answer", "Let this machine reach that host, directly or by a proxy, then:"),
     "reset": ("{host} cut the connection", "See whether a firewall or a proxy stands in between, then:"),
     "proxy": (
-        "the proxy on the way to {host} cannot be used",
-        "Check proxy of this source, or HTTPS_PROXY where it is env, then:",
+        "the proxy {proxy} on the way to {host} cannot be reached",
+        "Check {key}, and that the proxy runs, then:",
     ),
     "tls": (
-        "TLS with {host} failed: its certificate is not trusted, or ours is not accepted",
-        "Where a proxy inspects TLS, name its authority in tls.ca_file of this source, then:",
+        "TLS with {host} failed: it does not speak TLS there, or demands a certificate of ours",
+        "Check {urls} of this {what}, and tls.cert_file where the far side demands one, then:",
     ),
 }
+# The same for what only a sink is told; the text is that of its error.
+_SINK_UNREACHED: Final[Mapping[str, str]] = {
+    "truncated": "See whether a firewall or a proxy stands in between, then:",
+    "protocol": "See whether url of this sink, and its proxy, speak HTTP, then:",
+}
+_PROXY_REFUSED: Final[Mapping[int, tuple[str, str]]] = {
+    403: (
+        "the proxy {proxy} answered 403: it does not let this machine through to {host}",
+        "Have {hosts} allowed on the proxy, then:",
+    ),
+    407: (
+        "the proxy {proxy} answered 407: it wants another user name and password",
+        "Write them into {key}, as in http://user:password@proxy:3128, then:",
+    ),
+}
+_PROXY_FAILED: Final = (
+    "the proxy {proxy} answered {status} on the way to {host}",
+    "See on the proxy why it does not reach that host, then:",
+)
+# By OpenSSL's code of what is wrong with a certificate.
+_CERTIFICATES: Final[Mapping[int, tuple[str, str]]] = {
+    9: (
+        "TLS with {host} failed: its certificate is not valid yet",
+        "Let NTP set the clock of this machine; if it is right, have the certificate corrected. Then:",
+    ),
+    10: (
+        "TLS with {host} failed: its certificate has expired",
+        "Have it renewed; if it is in date, let NTP set the clock of this machine. Then:",
+    ),
+    62: ("TLS with {host} failed: its certificate is for another name", "Check {urls} of this {what}, then:"),
+    64: ("TLS with {host} failed: its certificate is for another address", "Check {urls} of this {what}, then:"),
+}
+_UNTRUSTED: Final = (
+    "TLS with {host} failed: its certificate is of an authority that this machine does not trust",
+    "Name that authority (that of the proxy, where one inspects TLS) in tls.ca_file of this {what}, then:",
+)
+_WHY_SECONDS: Final = 10.0
+"""For a second connection, which only tells why there was none."""
 _HOSTS: Final = (
     "Let base_url and token_url of this source lead to ESET Connect, with nothing that answers in its place, then:"
 )
-# The same for a sink that posts messages, by the reason of its error; the text is that of a source but for one.
-_SINK_UNREACHED: Final[Mapping[str, str]] = {
-    "address": "Let url of this sink lead elsewhere, then:",
-    "dns": "Check url of this sink, and the DNS of this machine, then:",
-    "connect": "Let this machine reach that host, directly or by a proxy, then:",
-    "timeout": "Let this machine reach that host, directly or by a proxy, then:",
-    "reset": "See whether a firewall or a proxy stands in between, then:",
-    "truncated": "See whether a firewall or a proxy stands in between, then:",
-    "protocol": "See whether url of this sink, and its proxy, speak HTTP, then:",
-    "proxy": "Check proxy of this sink, or HTTPS_PROXY where it is env, then:",
-    "tls": "Where a proxy inspects TLS, name its authority in tls.ca_file of this sink, then:",
-}
-_FORBIDDEN: Final = "{host} is link-local or a metadata service, which no sink is let reach"
 _GIVEN_UP: Final = "Correct the cause, then let it go on with the oldest waiting event:"
 _CONNECTOR_HOSTS: Final = (".webhook.office.com", ".outlook.office.com")
 _WORKFLOW_HOSTS: Final = (".logic.azure.com", ".api.powerplatform.com", ".logic.azure.us", ".api.powerplatform.us")
 _DENIED: Final[Mapping[int, str]] = {
     401: "Let base_url and token_url of this source name hosts of one region, then:",
-    403: "Give the API user the permission to read incidents, and the account a licence for them, then:",
-    404: "Check region or base_url of this source, then:",
+    403: (
+        "In ESET PROTECT Hub or Business Account, switch Integrations on for this user and give it access to "
+        "ESET PROTECT and Inspect; see that the account has a licence for them. Then:"
+    ),
+    404: "Check {where} of this source: an account lives in one region only ({regions}). Then:",
     501: "Use a region and a licence that offer incident management, then:",
 }
 
@@ -320,9 +361,27 @@ class _Visit:
         return self.source.region or urlsplit(self.source.endpoints[0]).netloc
 
     @property
+    def where(self) -> str:
+        """The keys that say which region is asked."""
+        return "region" if self.source.region else "base_url and token_url"
+
+    @property
     def host(self) -> str:
         """The host that is being asked: that of the login first."""
-        return urlsplit(self.source.endpoints[0 if self.done else 1]).netloc
+        return self.way.host
+
+    @property
+    def way(self) -> "_Way":
+        """To the host that is being asked."""
+        source = self.source
+        return _Way(
+            what="source",
+            urls="region" if source.region else "base_url and token_url",
+            url=source.endpoints[0 if self.done else 1],
+            hosts=tuple(dict.fromkeys(urlsplit(url).hostname or "" for url in source.endpoints[::-1])),
+            proxy=source.proxy,
+            tls=source.tls,
+        )
 
     async def make(self) -> None:
         """Tries all of it. Raises SourceError, ConfigError."""
@@ -380,7 +439,7 @@ async def _source(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await visit.make()
     except (SourceError, TimeoutError) as error:
-        problem, cure = _diagnosis(visit, error)
+        problem, cure = await _diagnosis(visit, error)
         return _failed(name, "; ".join([*visit.done, problem]), cure), visit.skew_seconds
     finally:
         await client.close()
@@ -421,7 +480,7 @@ def _read_in_a_lesser_way(visit: _Visit, lesser: Sequence[tuple[View, Way]]) -> 
     )
 
 
-def _diagnosis(visit: _Visit, error: SourceError | TimeoutError) -> tuple[str, str]:
+async def _diagnosis(visit: _Visit, error: SourceError | TimeoutError) -> tuple[str, str]:
     """What went wrong with a source, and the cure."""
     until = visit.account.paused_until
     if until is not None or (isinstance(error, SourceError) and error.reason == "throttled"):
@@ -429,12 +488,13 @@ def _diagnosis(visit: _Visit, error: SourceError | TimeoutError) -> tuple[str, s
     if isinstance(error, TimeoutError):
         return f"{visit.host} did not answer within {PATIENCE_SECONDS:g} s", _UNREACHED["timeout"][1]
     if error.reason in _UNREACHED:
-        text, cure = _UNREACHED[error.reason]
-        return text.format(host=visit.host), cure
+        return await _unreached(visit.way, error.reason)
     if isinstance(error, LoginRefused):
         return _login_refused(visit, error)
     if isinstance(error, AccessDenied):
-        return f"the incidents were refused with {error.status}", _DENIED.get(error.status or 0, _HOSTS)
+        cure = _DENIED.get(error.status or 0, _HOSTS).format(where=visit.where, regions=", ".join(REGIONS))
+        meaning = ": this API user may not read them" if error.status == 403 else ""
+        return f"the incidents were refused with {error.status}{meaning}", cure
     if isinstance(error, BadAnswer):
         return f"{visit.host} answered what cannot be used: {error}", _HOSTS
     answered = f"answered {error.status}" if error.status else "did not answer"
@@ -451,23 +511,116 @@ def _login_refused(visit: _Visit, error: LoginRefused) -> tuple[str, str]:
     password = "password_file" if visit.source.password.file else "password"
     if error.status is None:
         return f"{password} cannot be read", f"Let the relay read {password} of this source, then:"
+    meaning = ""
     if error.status in (400, 401):
-        cure = f"Check username and {password} of this source, then:"
+        meaning = ": wrong user name or password, or an account of another region"
+        cure = (
+            f"Check username, {password}{',' if ' and ' in visit.where else ' and'} {visit.where} of this source; an "
+            f"account can log in to its own region only ({', '.join(REGIONS)}). Then:"
+        )
     elif error.status == 403:
-        cure = "Use an API user of ESET Connect that has rights in this region, then:"
+        cure = (
+            "Use an API user of this region: one with Integrations switched on in ESET PROTECT Hub or Business "
+            "Account, who has logged in there once. Then:"
+        )
     else:
-        cure = "Check region or token_url of this source, then:"
-    return f"{visit.place} refused the login with {error.status}", cure
+        cure = f"Check {visit.where} of this source, then:"
+    return f"{visit.place} refused the login with {error.status}{meaning}", cure
 
 
 def _clock_lines(skew_seconds: float) -> list[CheckLine]:
-    """A warning when this machine's clock and ESET's differ."""
+    """A warning when this machine's clock and ESET's differ, a failure when signed events would be refused for it."""
     if abs(skew_seconds) <= SKEW_SECONDS:
         return []
     order = "behind" if skew_seconds > 0 else "ahead of"
     text = f"the clock of this machine is {span(abs(skew_seconds))} {order} ESET's"
-    cure = "Set it by NTP. Nothing is lost; until then times of this machine are wrong by as much."
-    return [CheckLine(outcome="warn", name="clock", text=text, cure=cure)]
+    if abs(skew_seconds) < REFUSED_SKEW_SECONDS:
+        cure = "Let NTP set it. Nothing is lost; until then times of this machine are wrong by as much."
+        return [CheckLine(outcome="warn", name="clock", text=text, cure=cure)]
+    cure = (
+        "Let NTP set it; in a container, that of its host. Nothing is lost, but receivers of signed webhooks refuse "
+        "what was signed more than 5 minutes off. Then:"
+    )
+    return [_failed("clock", text, cure)]
+
+
+# -- the way to a far side --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How a far side is reached: enough to find out why it is not, and to name the keys."""
+
+    what: Literal["source", "sink"]
+    urls: str
+    url: str = field(repr=False)
+    hosts: Sequence[str]
+    proxy: str | Secret = field(repr=False)
+    tls: Tls
+
+    @property
+    def host(self) -> str:
+        """With its port, where the URL names one."""
+        return urlsplit(self.url).netloc.rpartition("@")[2]
+
+    @property
+    def key(self) -> str:
+        """What names the proxy."""
+        if self.proxy == "env":
+            return "HTTPS_PROXY"
+        return f"proxy{'_file' if isinstance(self.proxy, Secret) and self.proxy.file else ''} of this {self.what}"
+
+    def proxy_address(self) -> str:
+        """Host and port of the proxy, without its password."""
+        proxy = proxy_for(self.url, os.environ) if self.proxy == "env" else _plain(self.proxy)
+        return urlsplit(proxy or "").netloc.rpartition("@")[2]
+
+
+async def _tried_again(way: _Way) -> BaseException | None:
+    """What another connection fails with; nothing is sent over it."""
+    scheme, _, _ = way.url.partition("://")
+    tls = way.tls
+    try:
+        context = tls_context(ca_file=tls.ca_file, cert_file=tls.cert_file, key_file=tls.key_file)
+        http = http_client(proxy=_plain(way.proxy), tls=context, guarded=way.what == "sink")
+    except ConfigError:  # its files were there a moment ago
+        return None
+    try:
+        async with asyncio.timeout(_WHY_SECONDS):
+            await connect(http, f"{scheme}://{way.host}/")
+    except NETWORK_ERRORS as exc:
+        return exc
+    finally:
+        await http.aclose()
+    return None
+
+
+async def _unreached(way: _Way, reason: str) -> tuple[str, str]:
+    """What is said of a host that gave no answer, and the cure; of a proxy or a certificate, what is wrong with it."""
+    found, status = _UNREACHED[reason], None
+    if reason in ("proxy", "tls"):
+        failure = await _tried_again(way)
+        status = proxy_status(failure) if failure else None
+        fault = certificate_fault(failure) if failure else None
+        if status is not None:
+            found = _PROXY_REFUSED.get(status, _PROXY_FAILED)
+        elif fault is not None:
+            found = _CERTIFICATES.get(fault, _UNTRUSTED)
+    words = {
+        "what": way.what,
+        "host": way.host,
+        "hosts": " and ".join(way.hosts),
+        "urls": way.urls,
+        "key": way.key,
+        "proxy": way.proxy_address(),
+        "status": status,
+    }
+    text, cure = found
+    return text.format_map(words), cure.format_map(words)
+
+
+def _plain(proxy: str | Secret) -> str:
+    return proxy.reveal() if isinstance(proxy, Secret) else proxy
 
 
 # -- sinks ------------------------------------------------------------------------------------------------------------
@@ -482,12 +635,13 @@ async def _sink(name: str, settings: Settings, held: _Held) -> CheckLine:
     if state == "parked" and (
         message is not None or held.incidents is None
     ):  # others get a new chance at the next start
-        return _given_up(name, why)
+        return _given_up(name, why, f"relay sinks enable {name}")
     try:
         sink = make_sink(name, settings=settings, journal_id=held.journal_id)
     except ConfigError as error:
-        unusable = (str(error), "Correct the configuration, then:") if message is None else _unusable(message, error)
-        return _failed(name, *unusable)
+        if message is not None:
+            return await _unusable(name, message, error)
+        return _failed(name, str(error), "Correct the configuration, then:")
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             found = await sink.probe()
@@ -496,7 +650,7 @@ async def _sink(name: str, settings: Settings, held: _Held) -> CheckLine:
         return _failed(name, f"no answer within {PATIENCE_SECONDS:g} s", cure)
     except (SinkError, ConfigError) as error:
         if message is not None:
-            return _failed(name, *_unusable(message, error))
+            return await _unusable(name, message, error)
         text, cure = _with_hint(str(error).removeprefix(f"kafka sink {name}: "))
         if not cure and chosen.type == "kafka":
             cure = "Check bootstrap.servers, and that this machine reaches the brokers. To try again:"
@@ -510,20 +664,20 @@ async def _sink(name: str, settings: Settings, held: _Held) -> CheckLine:
     return CheckLine(outcome="ok", name=name, text=found)
 
 
-def _given_up(name: str, why: str) -> CheckLine:
+def _given_up(name: str, why: str, command: str) -> CheckLine:
     """Only where the reason is our own does its end say what to do; all else of it may be the far side's text."""
     text, _, hint = why.partition("; ") if why.startswith(("Slack answered ", "Teams answered ")) else (why, "", "")
     cure = f"{hint[:1].upper()}{hint[1:]}, then:" if hint else _GIVEN_UP
-    command = f"relay sinks enable {name}"
     return CheckLine(outcome="fail", name=name, text=inert(text) or "it was given up", cure=cure, command=command)
 
 
-def _unusable(chosen: WebhookSink | SlackSink | TeamsSink, error: SinkError | ConfigError) -> tuple[str, str]:
+async def _unusable(
+    name: str, chosen: WebhookSink | SlackSink | TeamsSink, error: SinkError | ConfigError
+) -> CheckLine:
     """Why a sink of messages cannot be used, and the cure."""
-    host = ""
     try:
         key = "url"
-        host = urlsplit(chosen.url.reveal()).netloc
+        url = chosen.url.reveal()
         if isinstance(chosen, WebhookSink):
             key = "secrets"
             if chosen.secrets is not None:
@@ -535,12 +689,16 @@ def _unusable(chosen: WebhookSink | SlackSink | TeamsSink, error: SinkError | Co
             key = "proxy"
             chosen.proxy.reveal()
     except ConfigError as unreadable:
-        return f"{key}_file cannot be used: {unreadable}", f"Let the relay read {key}_file of this sink, then:"
-    if error.reason in _SINK_UNREACHED:
-        text = _UNREACHED[error.reason][0] if error.reason in _UNREACHED else str(error)
-        text = _FORBIDDEN if error.reason == "address" else text
-        return text.format(host=host), _SINK_UNREACHED[error.reason]
-    return str(error), "Correct the configuration, then:"
+        text, cure = f"{key}_file cannot be used: {unreadable}", f"Let the relay read {key}_file of this sink, then:"
+        return _failed(name, text, cure)
+    if isinstance(error, Gone):
+        return _given_up(name, str(error), AGAIN)
+    if error.reason in _UNREACHED:
+        where = "url_file" if chosen.url.file else "url"
+        hosts = (urlsplit(url).hostname or "",)
+        way = _Way(what="sink", urls=where, url=url, hosts=hosts, proxy=chosen.proxy, tls=chosen.tls)
+        return _failed(name, *await _unreached(way, error.reason))
+    return _failed(name, str(error), _SINK_UNREACHED.get(error.reason, "Correct the configuration, then:"))
 
 
 def _signed(chosen: WebhookSink, found: str) -> str:
@@ -562,10 +720,10 @@ def _chat(name: str, chosen: SlackSink | TeamsSink, found: str) -> CheckLine:
         what = "the URL is a Workflows URL"
     elif isinstance(chosen, SlackSink) and host.startswith("hooks.slack") and url.path.startswith("/services/"):
         what = "the URL is that of an incoming webhook"
-    text = f"{what} and {found.partition(' and ')[2]}" if what else found
-    return CheckLine(
-        outcome="ok", name=name, text=f"{text}; nothing was sent; to send one:", command=f"relay sinks test {name}"
-    )
+    reached, _, said = found.partition("; ")
+    text = f"{what} and {reached.partition(' and ')[2]}" if what else reached
+    text = f"{text}; {said}; no message was sent" if said else f"{text}; nothing was sent"
+    return CheckLine(outcome="ok", name=name, text=f"{text}; to send one:", command=f"relay sinks test {name}")
 
 
 def _with_hint(message: str) -> tuple[str, str]:

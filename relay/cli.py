@@ -46,6 +46,8 @@ sinks = typer.Typer(help="Look after the sinks.", no_args_is_help=True)
 app.add_typer(sinks, name="sinks")
 dead_letters = typer.Typer(help="See to what was refused for good.", no_args_is_help=True)
 app.add_typer(dead_letters, name="dead-letters")
+schema = typer.Typer(help="Print JSON Schemas, for editors and programs.", no_args_is_help=True)
+app.add_typer(schema, name="schema")
 
 ConfigOption = Annotated[
     Path | None,
@@ -528,6 +530,22 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
         raise RelayError(f"{path} could not be written: {(exc.strerror or '').lower()}; make room there") from exc
     finally:
         part.unlink(missing_ok=True)
+
+
+@schema.command("config")
+def show_config_schema() -> None:
+    """Print the JSON Schema of the configuration file."""
+    from relay.schema import config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2))
+
+
+@schema.command("event")
+def show_event_schema() -> None:
+    """Print the JSON Schema of an event, as sinks send it."""
+    from relay.schema import event_schema
+
+    typer.echo(json.dumps(event_schema(), indent=2))
 
 
 @app.command()

@@ -7,6 +7,7 @@ and those that carry batches in the order of the journal. Single messages are `r
 import abc
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from relay.clock import SECOND, Clock, Instant
 from relay.endpoint import Endpoint
 from relay.errors import ConfigError, Gone, JournalDamaged, JournalError, LeaseLost, Refused, SinkError, Unavailable
 from relay.incidents import severity_name
-from relay.journal import Backlog, Claim, EndpointStatus, Outcome, OutcomeKind, SinkLease
+from relay.journal import Backlog, Buried, Claim, EndpointStatus, Outcome, OutcomeKind, SinkLease
+from relay.logs import REPEAT_SECONDS, Repeats, utc
 from relay.metrics import DeliveryOutcome, SinkMetrics
 from relay.sinks import Delivery, Sink
 from relay.status import SinkFacts
@@ -46,6 +48,7 @@ class Carrier(abc.ABC):
         target: str,
         rule: "Rule | None",
         durable: bool,
+        keep_seconds: float,
         metrics: SinkMetrics,
         clock: Clock,
     ) -> None:
@@ -56,12 +59,16 @@ class Carrier(abc.ABC):
         self._lease = lease
         self._rule = rule
         self._durable = durable
+        self._keep_seconds = keep_seconds
         self._metrics = metrics
         self._clock = clock
         self._log = log.bind(sink=lease.name)
+        self._repeats = Repeats(clock)
+        self._journal_repeats = Repeats(clock)
+        self._rule_failures = Repeats(clock, rest_seconds=REPEAT_SECONDS)
         self._last_success: Instant | None = None
         self._recent: deque[tuple[Instant, int]] = deque()
-        self._dead = 0
+        self._buried = Buried(letters=0, since=None)
         self._backlog = Backlog(events=0, oldest=None)
         self._journal_failures = 0
         self._draining = asyncio.Event()
@@ -112,12 +119,29 @@ class Carrier(abc.ABC):
         """Brings the gauges up to date."""
         backlog = self._backlog = await self._lease.backlog()
         self._metrics.waits(backlog.events, backlog.oldest)
-        self._dead = await self._lease.count_dead()
-        self._metrics.buried(self._dead)
+        await self._count_letters()
+
+    async def _count_letters(self) -> None:
+        self._buried = await self._lease.buried()
+        self._metrics.buried(self._buried.letters)
 
     def next_try(self) -> Instant | None:
         """When a far side that fails is tried again; None when it does not fail."""
         return None
+
+    def parks(self) -> Instant | None:
+        """When a far side that fails is given up; None when it does not fail, or never is."""
+        return None
+
+    @property
+    def max_age_seconds(self) -> float | None:
+        """What is older is skipped; None: nothing is too old."""
+        return None
+
+    @property
+    def notified(self) -> str:
+        """The sink that was told that this one is parked, if one was."""
+        return ""
 
     async def facts(self) -> SinkFacts:
         """What the status says of this sink; what waits is as last seen when the journal can't be read."""
@@ -139,7 +163,14 @@ class Carrier(abc.ABC):
             oldest=backlog.oldest,
             last_success=self._last_success,
             delivered=sum(events for at, events in self._recent if at >= since),
-            dead_letters=self._dead,
+            dead_letters=self._buried.letters,
+            dead_since=self._buried.since,
+            error_reason=status.label,
+            retrying=backlog.retrying,
+            parks=self.parks(),
+            keep_seconds=self._keep_seconds,
+            max_age_seconds=self.max_age_seconds,
+            notified=self.notified,
         )
 
     def _plain(self, reason: str) -> str:
@@ -163,22 +194,27 @@ class Carrier(abc.ABC):
                 if self._draining.is_set() and self._journal_failures >= DRAIN_TRIES:
                     raise
             else:
-                if self._journal_failures:
-                    self._log.info("outcomes are recorded again", failures=self._journal_failures)
-                self._journal_failures = 0
+                self._journal_answered()
                 return
 
     async def _journal_failed(self, error: JournalError, event: str) -> None:
-        """Counts, says so once, and waits: longer each time, and not for long while draining."""
+        """Counts, says so, and waits: longer each time, and not for long while draining."""
         self._journal_failures += 1
         self._metrics.journal_failed(error.reason)
-        if self._journal_failures == 1:
-            self._log.warning(event, reason=error.reason, error=str(error))
+        repeat = self._journal_repeats.again(error.reason)
+        write = self._log.warning if repeat.due else self._log.debug
+        write(event, reason=error.reason, error=str(error), failures=repeat.times, since=repeat.since)
         seconds = min(LAST_RECORD_SECONDS, 2.0 ** (self._journal_failures - 1))
         if self._draining.is_set():
             await self._clock.sleep(min(1.0, seconds))
         else:
             await self._first(asyncio.create_task(self._clock.sleep(seconds), name=f"wait for the journal {self.name}"))
+
+    def _journal_answered(self) -> None:
+        if self._journal_failures:
+            seconds = self._journal_repeats.over()
+            self._log.info("journal recovered", failures=self._journal_failures, seconds=seconds)
+        self._journal_failures = 0
 
     async def _journal_damaged(self, error: JournalDamaged) -> None:
         """Nothing more can be done until a person has been here."""
@@ -203,18 +239,63 @@ class Carrier(abc.ABC):
         match = self._rule.matches(delivery.body, origin=delivery.origin)
         if match.error:
             self._metrics.failed("when")
-            self._log.warning("rule failed, event is sent", event_id=delivery.id, error=match.error)
+            repeat = self._rule_failures.again("when")
+            write = self._log.warning if repeat.due else self._log.debug
+            write(
+                "rule failed, event is sent",
+                event_id=delivery.id,
+                uuid=delivery.uuid,
+                sequence=delivery.sequence,
+                error=match.error,
+                failures=repeat.times,
+                since=repeat.since,
+            )
         return match.matched
 
-    def _took(self, batch: Sequence[Delivery], outcome: DeliveryOutcome, *, seconds: float) -> None:
-        """The far side has acknowledged these."""
-        now = self._last_success = self._clock.now()
+    def _took(self, batch: Sequence[Delivery], outcome: DeliveryOutcome, *, at: Instant, seconds: float) -> None:
+        """The far side has acknowledged these, at that instant: not when the journal had taken note of it."""
+        now = self._last_success = at
         self._recent.append((now, len(batch)))
         while self._recent[0][0] < now - RECENT:
             self._recent.popleft()
         lags = [(now - delivery.updated) / SECOND for delivery in batch if delivery.origin == "poll"]
         self._metrics.delivered(lags, outcome, events=len(batch), seconds=seconds)
+        if self._log.is_enabled_for(logging.DEBUG):
+            for one in batch:
+                self._log.debug(
+                    "event delivered", outcome=outcome, event_id=one.id, uuid=one.uuid, sequence=one.sequence
+                )
         self._log.debug("batch delivered", events=len(batch), seconds=round(seconds, 3))
+
+    def _left_out(self, batch: Sequence[Delivery], outcome: DeliveryOutcome, reason: str) -> None:
+        """These are settled, and were not sent."""
+        self._metrics.settled(outcome, reason, len(batch))
+        if self._log.is_enabled_for(logging.DEBUG):
+            for one in batch:
+                self._log.debug(
+                    "event not sent",
+                    outcome=outcome,
+                    reason=reason,
+                    event_id=one.id,
+                    uuid=one.uuid,
+                    sequence=one.sequence,
+                )
+
+    def _buried_one(self, delivery: Delivery, reason: str) -> None:
+        self._log.error(
+            "event became a dead letter",
+            event_id=delivery.id,
+            uuid=delivery.uuid,
+            sequence=delivery.sequence,
+            reason=reason,
+        )
+
+    def _went_on(self, failures: int, since: Instant | None) -> None:
+        """The far side is back after so many failures; `since` is when the first of them was."""
+        self._repeats.over()
+        now = self._clock.now()
+        seconds = round((now - (since or now)) / SECOND, 1)
+        self._log.info("sink recovered", failures=failures, seconds=seconds)
 
 
 class Courier(Carrier):
@@ -228,11 +309,19 @@ class Courier(Carrier):
         kind: str,
         target: str,
         rule: "Rule | None" = None,
+        keep_seconds: float,
         metrics: SinkMetrics,
         clock: Clock,
     ) -> None:
         super().__init__(
-            lease=lease, kind=kind, target=target, rule=rule, durable=not sink.atomic, metrics=metrics, clock=clock
+            lease=lease,
+            kind=kind,
+            target=target,
+            rule=rule,
+            durable=not sink.atomic,
+            keep_seconds=keep_seconds,
+            metrics=metrics,
+            clock=clock,
         )
         self.endpoint = Endpoint(lease.endpoint, clock=clock)
         self._sink = sink
@@ -256,7 +345,7 @@ class Courier(Carrier):
             try:
                 if await self._step():
                     return
-                self._journal_failures = 0
+                self._journal_answered()
             except SinkError as error:
                 await self._failed(error)
             except JournalDamaged as error:
@@ -356,6 +445,7 @@ class Courier(Carrier):
                 try:
                     if batch or self._sink.atomic:
                         await self._sink.send(batch, upto=claim.upto)
+                    acknowledged, seconds = self._clock.now(), self._clock.monotonic() - started
                     break
                 except Refused as refused:
                     await self._bury(refused, batch)
@@ -366,7 +456,7 @@ class Courier(Carrier):
             raise
         await self._settle(batch, "done", skipped)
         if batch:
-            self._took(batch, "delivered", seconds=self._clock.monotonic() - started)
+            self._took(batch, "delivered", at=acknowledged, seconds=seconds)
 
     def _sorted_out(self, claim: Claim) -> tuple[Sequence[Delivery], Sequence[Delivery]]:
         """What the rule lets pass, and what it does not: an atomic sink moves past the latter with the batch."""
@@ -379,16 +469,17 @@ class Courier(Carrier):
         )
 
     async def _settle(self, batch: Sequence[Delivery], kind: OutcomeKind, skipped: Sequence[Delivery] = ()) -> None:
+        since = self.status.since
         recovered = kind == "done" and self.status.state != "disabled" and self.endpoint.recovered()
         outcomes = [Outcome(positions=[delivery.position for delivery in batch], kind=kind)]
         if skipped:
             outcomes.append(Outcome(positions=[delivery.position for delivery in skipped], kind="skipped"))
         await self._record(outcomes, self.endpoint.status if recovered else None)
         if skipped:
-            self._metrics.settled("skipped", "when", len(skipped))
+            self._left_out(skipped, "skipped", "when")
         if recovered:
             self._metrics.entered("ok")
-            self._log.info("sink recovered", failures=self.endpoint.failures_before)
+            self._went_on(self.endpoint.failures_before, since)
 
     async def _bury(self, refused: Refused, batch: Sequence[Delivery]) -> None:
         """Dead letters are durable before the rest of the batch moves the position past them."""
@@ -396,12 +487,10 @@ class Courier(Carrier):
             [Outcome(positions=[at], kind="dead", reason=reason) for at, reason in refused.positions.items()]
         )
         self._metrics.settled("dead", refused.reason, len(refused.positions))
-        self._dead += len(refused.positions)
-        self._metrics.buried(self._dead)
+        await self._count_letters()
         for delivery in batch:
             if delivery.position in refused.positions:
-                reason = refused.positions[delivery.position]
-                self._log.error("event became a dead letter", event_id=delivery.id, uuid=delivery.uuid, reason=reason)
+                self._buried_one(delivery, refused.positions[delivery.position])
 
     async def _failed(self, error: SinkError) -> None:
         """The endpoint is at fault: nothing is lost, everything is held, and tried again after a while."""
@@ -413,13 +502,24 @@ class Courier(Carrier):
         wait = self.endpoint.next_probe_seconds(error)
         if first:
             await self._record([], self.endpoint.status)
-            self._log.warning(
-                "sink parked" if self.endpoint.status.state == "parked" else "sink failed",
-                reason=error.reason,
-                error=str(error),
-                next_try_seconds=round(wait, 1),
-            )
+        self._tell_of_failure(error, wait)
         await self._pause(wait)
+
+    def _tell_of_failure(self, error: SinkError, wait_seconds: float) -> None:
+        """Of a parking once, of a failure when it is new and then once an interval."""
+        status = self.status
+        if status.state == "parked":
+            self._log.error("sink parked", reason=error.reason, error=str(error), failures=status.failures)
+            return
+        write = self._log.warning if self._repeats.again(error.reason).due else self._log.debug
+        write(
+            "sink failed",
+            reason=error.reason,
+            error=str(error),
+            next_try_seconds=round(wait_seconds, 1),
+            failures=status.failures,
+            since=utc(status.since or self._clock.now()),
+        )
 
     async def _pause(self, seconds: float) -> None:
         """Waits that long; an order to drain ends it."""

@@ -44,6 +44,7 @@ class Endpoint:
             since=self._clock.now() if changed else self.status.since,
             failures=self.status.failures + 1,
             reason=hide(str(error))[:256],
+            label=error.reason,
         )
         return changed
 
@@ -61,7 +62,7 @@ class Endpoint:
 
     def disable(self) -> None:
         """A person wants nothing sent."""
-        self.status = EndpointStatus(state="disabled", since=self._clock.now(), reason=DISABLED)
+        self.status = EndpointStatus(state="disabled", since=self._clock.now(), reason=DISABLED, label="disabled")
 
     def next_probe_seconds(self, error: SinkError | None = None) -> float:
         """Doubling, ±20 %; at least what the far side asked for."""
@@ -156,13 +157,13 @@ class Breaker:
         self.status = EndpointStatus()
         return True
 
-    def park(self, reason: str) -> None:
+    def park(self, reason: str, label: str) -> None:
         """Nothing more is sent until a person enables it."""
-        self._stop("parked", reason)
+        self._stop("parked", reason, label)
 
     def disable(self) -> None:
         """A person wants nothing sent."""
-        self._stop("disabled", DISABLED)
+        self._stop("disabled", DISABLED, "disabled")
 
     def enable(self) -> bool:
         """Whatever it was, it is tried again now; True when that changed the state."""
@@ -186,17 +187,20 @@ class Breaker:
             failures=self.status.failures + 1,
             paused_until=max(until, self.status.paused_until or until),
             reason=hide(str(error))[:256],
+            label=error.reason,
         )
 
     def _fail(self, error: Unavailable) -> None:
         since = self.status.since if self.status.state == "failing" and self.status.since else self._clock.now()
         failures = self.status.failures + 1
         if self._clock.now() - since >= int(PARKED_AFTER_SECONDS * SECOND):
-            self.park(f"it has failed for {PARKED_AFTER_SECONDS / 3600:.0f} h: {error}")
+            self.park(f"it has failed for {PARKED_AFTER_SECONDS / 3600:.0f} h: {error}", error.reason)
             return
         self.probes += self.status.state == "failing"
         self._next_probe = self._clock.monotonic() + _doubled(self.probes + 1, *MESSAGE_PROBES_SECONDS)
-        self.status = EndpointStatus(state="failing", since=since, failures=failures, reason=hide(str(error))[:256])
+        self.status = EndpointStatus(
+            state="failing", since=since, failures=failures, reason=hide(str(error))[:256], label=error.reason
+        )
 
     def _forgiven(self) -> list[Strike]:
         row, self._row = self._row, []
@@ -211,12 +215,13 @@ class Breaker:
             for strike in strikes
         ]
 
-    def _stop(self, state: str, reason: str) -> None:
+    def _stop(self, state: str, reason: str, label: str) -> None:
         self.status = EndpointStatus(
             state="parked" if state == "parked" else "disabled",
             since=self._clock.now(),
             failures=self.status.failures,
             reason=hide(reason)[:256],
+            label=label,
         )
         self._row = []
 

@@ -50,15 +50,18 @@ class SourceError(RelayError):
     """A request to ESET Connect failed for good within this poll.
 
     `reason` is fit for a metric label; `status` is the HTTP status when one was answered; `hint` says what a person
-    may do, or is empty.
+    may do, or is empty; `request_id` is what the server called the request that failed it, empty when it said none.
     """
 
     reason = "source"
 
-    def __init__(self, message: str, *, status: int | None = None, hint: str = "", reason: str = "") -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, hint: str = "", reason: str = "", request_id: str = ""
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.hint = hint
+        self.request_id = request_id
         if reason:
             self.reason = reason
 
@@ -209,3 +212,13 @@ JOURNAL_REASONS: Final = (
     "lease_lost",
 )
 """Every reason for which a journal may refuse, for metrics that start at zero."""
+
+SOURCE_REASONS: Final = (
+    "access_denied",
+    "bad_answer",
+    "login_refused",
+    "query_refused",
+    "throttled",
+    "unavailable",
+)
+"""Why a source is refused or fails at large, for metrics that start at zero; an error may say more closely why."""

@@ -131,10 +131,19 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class BadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A record of a page that could not be read: kept as a dead letter of its source. `raw` is bounded."""
+    """A record of a page that could not be read: kept as a dead letter of its source. `raw` is bounded.
+
+    `reason` holds nothing of the record; `uuid` is empty when it has none that can be read.
+    """
 
     reason: str
     raw: bytes
+    uuid: str = ""
+
+    @property
+    def id(self) -> str:
+        """Of its dead letter: the same record has the same, however often it is read."""
+        return hashlib.sha256(self.raw).hexdigest()[:32]
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -15,13 +15,19 @@ from relay.errors import SourceError
 from relay.eset.budget import Lane
 from relay.incidents import BadRecord, Diff, Event, Known, Observed, Scope, diff, missing
 from relay.journal import Absence, Mode, PageCommit, Progress, SourceLease, View
+from relay.logs import REPEAT_SECONDS, Repeats
 from relay.passes import IncidentApi, Reader, Step
+from relay.words import one_line
 
 log = structlog.get_logger()
 
 ENRICH_SECONDS = 30.0
 """How long the incidents of one page may take to be asked for by themselves; what is not there by then goes without."""
 ASKED_AT_ONCE = 4
+BAD_TOLD = 5
+"""So many unreadable records of one page get a line of their own."""
+BAD_REMEMBERED = 1000
+"""Polls overlap: a record that was told of is read again, and says nothing new."""
 
 Place = Callable[[Progress, Step], Progress]
 """The progress once a page is committed."""
@@ -129,6 +135,9 @@ class Intake:
         self._clock = clock
         self._observer = observer
         self._serial = asyncio.Lock()
+        self._log = log.bind(source=lease.name)
+        self._unanswered = Repeats(clock, rest_seconds=REPEAT_SECONDS)
+        self._told_bad: dict[str, None] = {}
         self._changed: dict[str, float] = {}
         """When the sight that last changed a row was answered; kept while pages asked for earlier are under way."""
         self.skew_seconds: float | None = None
@@ -164,6 +173,7 @@ class Intake:
         report.bad += len(found.bad)
         self._observer.noticed(stale=found.stale, silent=found.silent, bad=len(found.bad), late=found.late)
         self._observer.emitted(found.events)
+        self._tell_of_bad(found.bad)
         return found.events
 
     async def record(self, change: Callable[[Progress], Progress]) -> Progress:
@@ -200,6 +210,23 @@ class Intake:
             self._settled(dict.fromkeys(rows, answered))
         self._observer.emitted(events)
         return len(events)
+
+    def _tell_of_bad(self, bad: Sequence[BadRecord]) -> None:
+        """What could not be read, by the id under which it is kept; never what it says: that may be anybody's words."""
+        new = {one.id: one for one in bad if one.id not in self._told_bad}
+        for number, (ident, one) in enumerate(new.items()):
+            self._told_bad[ident] = None
+            if number < BAD_TOLD:
+                self._log.warning(
+                    "record became a dead letter",
+                    dead_letter_id=ident,
+                    uuid=one_line(one.uuid, characters=64),
+                    reason=one.reason,
+                )
+        if len(new) > BAD_TOLD:
+            self._log.warning("more records became dead letters", records=len(new) - BAD_TOLD)
+        while len(self._told_bad) > BAD_REMEMBERED:
+            del self._told_bad[next(iter(self._told_bad))]
 
     # -- one page -------------------------------------------------------------------------------------------------
 
@@ -321,7 +348,17 @@ class Intake:
             if question.why == "doubt" and lane == "live":
                 raise
             reason = error.reason if isinstance(error, SourceError) else "timeout"
-            log.info("incident not answered", source=self._lease.name, uuid=question.uuid, reason=reason)
+            request_id = error.request_id if isinstance(error, SourceError) else ""
+            repeat = self._unanswered.again(reason)
+            write = self._log.info if repeat.due else self._log.debug
+            write(
+                "incident not answered",
+                uuid=question.uuid,
+                reason=reason,
+                request_id=request_id,
+                failures=repeat.times,
+                since=repeat.since,
+            )
         return _Single(question=question, seen=seen, asked=asked, answered=self._clock.monotonic())
 
 

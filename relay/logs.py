@@ -4,11 +4,16 @@ Secrets are kept out where messages are written; what `protect` was told is mask
 """
 
 import html
+import itertools
 import json
 import logging
 import re
+import secrets
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 from urllib.parse import quote, quote_plus
@@ -16,9 +21,13 @@ from urllib.parse import quote, quote_plus
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from relay.clock import SECOND, Clock, Instant
+
 MASK = "***"
 SHORTEST_SECRET = 4
 """Shorter ones would mask half of every line."""
+REPEAT_SECONDS: Final = 600.0
+"""How often the same failure is worth a line while it lasts; each one is counted in the metrics."""
 
 _LEVELS: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
@@ -30,6 +39,7 @@ _OURS: Final = frozenset({"timestamp", "level"})
 # Incident text is attacker-influenced: what moves a terminal's cursor or turns its text around is shown by its number.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _ESCAPED: Final = re.compile(r"""["'/]""")
+_polls = itertools.count(secrets.randbits(32))
 
 
 class _Masks:
@@ -68,6 +78,71 @@ def protect(secret: str) -> None:
 def hide(text: str) -> str:
     """The text without any protected value: for what is kept or shown of a far side's words."""
     return _masks.hide(text)
+
+
+@contextmanager
+def one_poll() -> Iterator[None]:
+    """Every line that is written inside, and in tasks begun inside, carries the same new `poll_id`.
+
+    Ids are counted from a random number: no two alike in a process, hardly any in two.
+    """
+    with structlog.contextvars.bound_contextvars(poll_id=f"{next(_polls) & 0xFFFF_FFFF:08x}"):
+        yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """One failure among its like: whether it is worth a line, the how manyth it is, and since when they come."""
+
+    due: bool
+    times: int
+    since: str
+
+
+class Repeats:
+    """Tells which of many failures in a row are worth a line: the first of each reason, then one an interval.
+
+    Writes nothing. A row ends with `over`, or when none has come for `rest_seconds`.
+    """
+
+    def __init__(
+        self, clock: Clock, *, interval_seconds: float = REPEAT_SECONDS, rest_seconds: float = float("inf")
+    ) -> None:
+        self._clock = clock
+        self._interval_seconds = interval_seconds
+        self._rest_seconds = rest_seconds
+        self._told: dict[str, float] = {}
+        self._times = 0
+        self._began: Instant = 0
+        self._began_monotonic = self._last = clock.monotonic()
+
+    def again(self, reason: str) -> Repeat:
+        """One more has come. `reason` is of a closed set."""
+        now = self._clock.monotonic()
+        if self._times and now - self._last >= self._rest_seconds:
+            self.over()
+        if not self._times:
+            self._began, self._began_monotonic = self._clock.now(), now
+        self._times += 1
+        self._last = now
+        told = self._told.get(reason)
+        due = told is None or now - told >= self._interval_seconds
+        if due:
+            self._told[reason] = now
+        return Repeat(due=due, times=self._times, since=utc(self._began))
+
+    def over(self) -> float:
+        """Ends the row; how long it was, in seconds."""
+        seconds = self._clock.monotonic() - self._began_monotonic if self._times else 0.0
+        self._told.clear()
+        self._times = 0
+        return round(seconds, 1)
+
+
+def utc(instant: Instant) -> str:
+    """An instant as lines show it: UTC, milliseconds."""
+    time = datetime.fromtimestamp(instant // SECOND, UTC).replace(microsecond=instant % SECOND // 1_000_000 * 1000)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def configure(
@@ -114,8 +189,7 @@ def _rendering(stream: TextIO, *, console: bool) -> list[Processor]:
 
 def _lead(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Time (UTC, milliseconds), level and event first."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"timestamp": now, "level": event.pop("level"), "event": event.pop("event", ""), **event}
+    return {"timestamp": utc(time.time_ns()), "level": event.pop("level"), "event": event.pop("event", ""), **event}
 
 
 def _mask(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -13,13 +13,13 @@ import msgspec
 
 from relay.clock import SECOND, Clock, Instant
 from relay.delivery import Carrier
-from relay.endpoint import MESSAGE_PROBES_SECONDS, Breaker, Strike
+from relay.endpoint import MESSAGE_PROBES_SECONDS, PARKED_AFTER_SECONDS, Breaker, Strike
 from relay.errors import ConfigError, Gone, JournalDamaged, JournalError, Refused, SinkError, Unavailable
 from relay.formats import native
 from relay.formats.message import Notice, Parked, Skipped
 from relay.incidents import Event, event_id, format_instant, severity_name
 from relay.journal import EndpointStatus, Outcome, SinkLease
-from relay.logs import hide
+from relay.logs import REPEAT_SECONDS, Repeats, hide, utc
 from relay.metrics import DeliveryOutcome, SinkMetrics
 from relay.sinks import Delivery, MessageSink
 
@@ -45,6 +45,9 @@ class Manners(msgspec.Struct, frozen=True, kw_only=True):
 class Teller(Protocol):
     """Whoever can be told something that is no event."""
 
+    name: str
+    """What it is called in the configuration."""
+
     def tell(self, notice: Notice, done: Callable[[], Awaitable[None]]) -> None:
         """Posts the notice before any event; `done` is called once it is there."""
         ...
@@ -69,7 +72,16 @@ class Messenger(Carrier):
         clock: Clock,
     ) -> None:
         """`retry_seconds` are the waits before each attempt at a message; with `manners` people read the sink."""
-        super().__init__(lease=lease, kind=kind, target=target, rule=rule, durable=True, metrics=metrics, clock=clock)
+        super().__init__(
+            lease=lease,
+            kind=kind,
+            target=target,
+            rule=rule,
+            durable=True,
+            keep_seconds=keep_seconds,
+            metrics=metrics,
+            clock=clock,
+        )
         self.notify: Teller | None = None
         """Who is told when this sink is parked."""
         self.breaker = Breaker(lease.endpoint, clock=clock)
@@ -77,12 +89,13 @@ class Messenger(Carrier):
         self._manners = manners
         self._retry_seconds = tuple(retry_seconds)
         self._concurrency = concurrency
-        self._keep_seconds = keep_seconds
         self._ready: dict[int, Delivery] = {}
         self._flying: set[asyncio.Task[None]] = set()
         self._notices: deque[tuple[Notice, Callable[[], Awaitable[None]]]] = deque()
         self._overdue: list[Delivery] = []
         self._troubled = False
+        self._pauses = Repeats(clock, rest_seconds=REPEAT_SECONDS)
+        self._refusals = Repeats(clock, rest_seconds=REPEAT_SECONDS)
         self._nudged = asyncio.Event()
         self._idle = False
         self._telling = False
@@ -103,7 +116,7 @@ class Messenger(Carrier):
             while not self._over():
                 try:
                     await self._turn()
-                    self._journal_failures = 0
+                    self._journal_answered()
                 except JournalDamaged as error:
                     await self._journal_damaged(error)
                     return
@@ -191,9 +204,12 @@ class Messenger(Carrier):
         self._nudged.set()
 
     async def _changed(self) -> None:
+        await self._keep_state()
+        self._log.info("sink state changed", state=self.breaker.status.state)
+
+    async def _keep_state(self) -> None:
         await self._record([], self.status)
         self._show()
-        self._log.info("sink state changed", state=self.breaker.status.state)
         self._nudged.set()
 
     # -- claiming -------------------------------------------------------------------------------------------------
@@ -353,7 +369,7 @@ class Messenger(Carrier):
         try:
             await self._sink.tell(notice)
         except Gone as error:
-            await self._park(str(error))
+            await self._park(str(error), error.reason)
         except (Unavailable, ConfigError) as error:
             trouble = error if isinstance(error, Unavailable) else Unavailable(str(error), reason=error.reason)
             await self._struck([], trouble)
@@ -374,7 +390,7 @@ class Messenger(Carrier):
             await self._sink.send(batch, upto=None)
         except Gone as error:
             await self._record([Outcome(positions=_positions(batch), kind="held")])
-            await self._park(str(error))
+            await self._park(str(error), error.reason)
         except Unavailable as error:
             await self._struck(batch, error)
         except Refused as error:
@@ -382,19 +398,19 @@ class Messenger(Carrier):
         except ConfigError as error:
             await self._struck(batch, Unavailable(str(error), reason=error.reason))
         else:
+            acknowledged, seconds = self._clock.now(), self._clock.monotonic() - started
             await self._succeeded()
             outcome = Outcome(positions=_positions(batch), kind="done")
             await self._record([outcome])
-            self._took(batch, self._sink.outcome, seconds=self._clock.monotonic() - started)
+            self._took(batch, self._sink.outcome, at=acknowledged, seconds=seconds)
 
     # -- failures -------------------------------------------------------------------------------------------------
 
     async def _succeeded(self) -> None:
+        since = self.status.since
         if self.breaker.succeeded():
-            await self._record([], self.status)
-            self._show()
-            self._log.info("sink recovered", failures=self.breaker.failures_before)
-            self._nudged.set()
+            await self._keep_state()
+            self._went_on(self.breaker.failures_before, since)
 
     async def _struck(self, batch: Sequence[Delivery], error: Unavailable) -> None:
         """The endpoint's kind of failure: the message's own, until it proves to be the endpoint's."""
@@ -417,15 +433,38 @@ class Messenger(Carrier):
         ]
         await self._record(outcomes, self.status)
         self._show()
-        if self.breaker.status.state != before:
-            self._log.warning(
-                f"sink {self.breaker.status.state}",
-                reason=error.reason,
-                error=str(error),
-                next_try_seconds=round(min(self.breaker.wait_seconds(), 1e9), 1),
-            )
+        if before not in ("parked", "disabled"):
+            self._tell_of_trouble(error)
         await self._tell_of_parking()
         self._nudged.set()
+
+    def _tell_of_trouble(self, error: Unavailable) -> None:
+        """Of a parking once, of anything else when it is new and then once an interval."""
+        status = self.status
+        wait_seconds = round(min(self.breaker.wait_seconds(), 1e9), 1)
+        if status.state == "parked":
+            self._log.error("sink parked", reason=error.reason, error=status.reason, failures=status.failures)
+        elif status.state == "paused":
+            repeat = self._pauses.again(error.reason)
+            write = self._log.warning if repeat.due else self._log.debug
+            write(
+                "sink paused",
+                reason=error.reason,
+                error=str(error),
+                seconds=wait_seconds,
+                pauses=repeat.times,
+                since=repeat.since,
+            )
+        elif status.state == "failing":
+            write = self._log.warning if self._repeats.again(error.reason).due else self._log.debug
+            write(
+                "sink failed",
+                reason=error.reason,
+                error=str(error),
+                next_try_seconds=wait_seconds,
+                failures=status.failures,
+                since=utc(status.since or self._clock.now()),
+            )
 
     async def _is_alone(self, batch: Sequence[Delivery]) -> bool:
         """Whether nothing waits but these, and versions of the same incidents behind them."""
@@ -438,7 +477,16 @@ class Messenger(Carrier):
         await self._succeeded()  # the endpoint answered, and blamed the message: it is well
         self._metrics.settled("retried", error.reason, len(batch))
         await self._again(batch, error.reason)
-        self._log.warning("message refused", events=len(batch), reason=error.reason, error=str(error))
+        repeat = self._refusals.again(error.reason)
+        write = self._log.warning if repeat.due else self._log.debug
+        write(
+            "message refused",
+            events=len(batch),
+            reason=error.reason,
+            error=str(error),
+            refusals=repeat.times,
+            since=repeat.since,
+        )
 
     async def _again(self, batch: Sequence[Delivery], reason: str) -> None:
         """The next attempt of each by its schedule; after the last one a dead letter."""
@@ -457,19 +505,29 @@ class Messenger(Carrier):
                     Outcome(positions=[delivery.position], kind="retry", due=due, reason=reason, attempts=tried)
                 )
         await self._record(outcomes)
+        for delivery, outcome in zip(batch, outcomes, strict=True):
+            if outcome.due is not None:
+                self._log.debug(
+                    "event put off",
+                    event_id=delivery.id,
+                    uuid=delivery.uuid,
+                    sequence=delivery.sequence,
+                    reason=reason,
+                    attempts=outcome.attempts,
+                    next_try_seconds=round((outcome.due - now) / SECOND, 1),
+                )
         for delivery in dead:
             self._metrics.settled("dead", reason, 1)
-            self._log.error("event became a dead letter", event_id=delivery.id, uuid=delivery.uuid, reason=reason)
+            self._buried_one(delivery, reason)
         if dead:
-            self._dead = await self._lease.count_dead()
-            self._metrics.buried(self._dead)
+            await self._count_letters()
 
-    async def _park(self, reason: str) -> None:
+    async def _park(self, reason: str, label: str) -> None:
         if self.breaker.stopped:
             return
-        self.breaker.park(reason)
-        await self._changed()
-        self._log.error("sink parked", reason=self.breaker.status.reason)
+        self.breaker.park(reason, label)
+        await self._keep_state()
+        self._log.error("sink parked", reason=label, error=self.status.reason, failures=self.status.failures)
         await self._tell_of_parking()
 
     async def _tell_of_parking(self) -> None:
@@ -504,7 +562,7 @@ class Messenger(Carrier):
 
     async def _settle(self, batch: Sequence[Delivery], outcome: Outcome, shown: DeliveryOutcome, reason: str) -> None:
         await self._record([outcome])
-        self._metrics.settled(shown, reason, len(batch))
+        self._left_out(batch, shown, reason)
 
     def _show(self) -> None:
         self._metrics.entered(self.breaker.status.state)
@@ -513,6 +571,24 @@ class Messenger(Carrier):
     def next_try(self) -> Instant | None:
         """When a far side that fails is probed again."""
         return self._clock.now() + int(self.breaker.wait_seconds() * SECOND)
+
+    def parks(self) -> Instant | None:
+        """When a far side that fails is given up."""
+        status = self.breaker.status
+        if status.state != "failing" or status.since is None:
+            return None
+        return status.since + int(PARKED_AFTER_SECONDS * SECOND)
+
+    @property
+    def max_age_seconds(self) -> float | None:
+        """What is older is skipped where people read."""
+        return None if self._manners is None else self._manners.max_age_seconds
+
+    @property
+    def notified(self) -> str:
+        """The sink that was told that this one is parked, if one was."""
+        status = self.breaker.status
+        return self.notify.name if self.notify is not None and status.state == "parked" and status.told else ""
 
 
 def _positions(batch: Sequence[Delivery]) -> list[int]:

@@ -1,19 +1,22 @@
 """Every metric of the relay, in one place, each with what it means. Counting only; serving them is `relay.web`.
 
-Counters of every label set start at zero; a timestamp gauge does not exist before its first value.
+Counters of every label set start at zero; a timestamp gauge does not exist before its first value. The texts are the
+table of docs/metrics.md as well: what stands behind "; absent" is when the metric is not there.
 """
 
 import collections
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from relay import __version__
 from relay.clock import SECOND, Clock, Instant
-from relay.errors import JOURNAL_REASONS
+from relay.errors import JOURNAL_REASONS, SOURCE_REASONS
 from relay.incidents import KINDS, Event
 
 PollOutcome = Literal["complete", "failed"]
@@ -25,7 +28,16 @@ Mode = Literal["keyset", "ordered", "scan"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 STATES: Final[tuple[SinkState, ...]] = get_args(SinkState)
 LIVE_ORIGINS: Final = ("poll", "backfill")
+SEVERITIES: Final = ("UNSPECIFIED", "LOW", "MEDIUM", "HIGH")
+SKIPPED_REASONS: Final = ("when", "backfill", "max_age")
+THROTTLING_CODES: Final = ("202", "429", "500", "502", "503", "504")
 LAG_BUCKETS_SECONDS: Final = (0.5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 300, 600, 1800, 3600, 14_400, 86_400)
+POLL_BUCKETS_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""A query that is not ready at once may take 10 minutes."""
+DELIVERY_BUCKETS_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30)
+
+# A series beside each counter that says when it was made would double the scrape.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class _Unnamed(Collector):
@@ -48,23 +60,27 @@ class Metrics:
         # -- reading
         self.polls = Counter("relay_polls", "Live polls, by how they ended.", ["source", "outcome"], registry=registry)
         self.poll_duration = Histogram(
-            "relay_poll_duration_seconds", "How long a live poll took.", ["source"], registry=registry
+            "relay_poll_duration_seconds",
+            "How long a live poll took, whether it succeeded or not.",
+            ["source"],
+            buckets=POLL_BUCKETS_SECONDS,
+            registry=registry,
         )
         self.last_successful_poll = Gauge(
             "relay_last_successful_poll_timestamp_seconds",
-            "When the last poll that read every page ended.",
+            "When the last poll that read every page ended; absent until one has since the start.",
             ["source"],
             registry=registry,
         )
         self.complete_up_to = Gauge(
             "relay_complete_up_to_timestamp_seconds",
-            "The instant up to which every page has been read and committed.",
+            "The instant up to which every page has been read and committed; absent until a poll has read every page.",
             ["source"],
             registry=registry,
         )
         self.backfill_up_to = Gauge(
             "relay_backfill_up_to_timestamp_seconds",
-            "How far the reading of the past has got, by create time; absent when none is wanted.",
+            "How far the reading of the past has got; absent before its first page, and when none is wanted.",
             ["source"],
             registry=registry,
         )
@@ -87,25 +103,34 @@ class Metrics:
             "relay_stale_versions", "Sights of an older version, ignored.", ["source"], registry=registry
         )
         self.ledger_incidents = Gauge(
-            "relay_ledger_incidents", "Incidents that the ledger knows.", ["source"], registry=registry
+            "relay_ledger_incidents",
+            "Incidents that the ledger knows; absent until they are counted.",
+            ["source"],
+            registry=registry,
         )
         self.source_mode = Gauge(
             "relay_source_mode",
-            "1 for the mode in which the view is read.",
+            "1 for the mode in which the view is read, 0 for the others.",
             ["source", "view", "mode"],
             registry=registry,
         )
         self.reconcile_suspended = Gauge(
             "relay_reconcile_suspended",
-            "1 while more incidents are missing than is believed: none of them is emitted.",
+            "1 while the last sweep missed more incidents than is believed: none of them is emitted.",
             ["source"],
             registry=registry,
         )
         self.clock_skew = Gauge(
-            "relay_clock_skew_seconds", "The server's clock less ours.", ["source"], registry=registry
+            "relay_clock_skew_seconds",
+            "The server's clock less ours; absent until an answer told.",
+            ["source"],
+            registry=registry,
         )
         self.poll_interval = Gauge(
-            "relay_poll_interval_seconds", "The interval at which the source is polled.", ["source"], registry=registry
+            "relay_poll_interval_seconds",
+            "The interval at which the source is polled at present, stretched where the rate demands it.",
+            ["source"],
+            registry=registry,
         )
         # -- the API
         self.api_requests = Counter(
@@ -116,29 +141,33 @@ class Metrics:
         )
         self.api_throttled = Counter(
             "relay_api_throttled",
-            "Answers that asked to slow down: 429, 202, 50x.",
+            "Answers that asked for less haste, of those after which we waited: 202, 429, 50x.",
             ["source", "code"],
             registry=registry,
         )
         self.api_backoff = Gauge(
             "relay_api_backoff_seconds",
-            "Seconds left of the current backoff; 0 when none.",
+            "Seconds left of the pause that the account was asked for; 0 when none.",
             ["source"],
             registry=registry,
         )
         self.api_backoff_total = Counter(
-            "relay_api_backoff_seconds", "Seconds of backoff that were imposed.", ["source"], registry=None
+            "relay_api_backoff_seconds", "Seconds of waiting that these answers imposed.", ["source"], registry=None
         )
         registry.register(_Unnamed(self.api_backoff_total))
         # -- sending
         self.deliveries = Counter(
             "relay_deliveries",
-            "Deliveries, by outcome and reason.",
+            "Deliveries, by what became of them and why; a delivery may be retried more than once.",
             ["sink", "outcome", "reason"],
             registry=registry,
         )
         self.delivery_duration = Histogram(
-            "relay_delivery_seconds", "How long the far side took to acknowledge a batch.", ["sink"], registry=registry
+            "relay_delivery_seconds",
+            "How long the far side took to acknowledge a batch or message.",
+            ["sink"],
+            buckets=DELIVERY_BUCKETS_SECONDS,
+            registry=registry,
         )
         self.lag = Histogram(
             "relay_lag_seconds",
@@ -156,15 +185,21 @@ class Metrics:
         )
         self.dead_letters = Gauge(
             "relay_dead_letters",
-            "What was refused for good and is kept.",
+            "Dead letters that are kept: records of a source, or events for a sink.",
             ["component", "name"],
             registry=registry,
         )
         self.expired = Counter(
-            "relay_expired", "Events that a sink did not take within `keep`.", ["sink", "severity"], registry=registry
+            "relay_expired",
+            "Events that a sink did not take within `keep`: it will not get them any more.",
+            ["sink", "severity"],
+            registry=registry,
         )
         self.sink_state = Gauge(
-            "relay_sink_state", "1 for the state that the sink is in.", ["sink", "state"], registry=registry
+            "relay_sink_state",
+            "1 for the state that the sink is in, 0 for the others.",
+            ["sink", "state"],
+            registry=registry,
         )
         self.sink_paused_until = Gauge(
             "relay_sink_paused_until_timestamp_seconds",
@@ -173,16 +208,35 @@ class Metrics:
             registry=registry,
         )
         # -- the relay itself
-        self.errors = Counter("relay_errors", "Errors, by where and why.", ["component", "reason"], registry=registry)
-        self.journal_bytes = Gauge("relay_journal_bytes", "Bytes of the journal in use.", registry=registry)
-        self.journal_limit = Gauge("relay_journal_limit_bytes", "The limit, max_bytes.", registry=registry)
+        self.errors = Counter(
+            "relay_errors",
+            "Failed polls, backfills and sweeps, unreadable records, failed rules, refusals of the journal.",
+            ["component", "reason"],
+            registry=registry,
+        )
+        self.journal_bytes = Gauge(
+            "relay_journal_bytes", "Bytes of the journal in use: its pages less the free ones.", registry=registry
+        )
+        self.journal_limit = Gauge(
+            "relay_journal_limit_bytes",
+            "The journal may have so many bytes: max_bytes. Polling stops at 90 %.",
+            registry=registry,
+        )
         self.polling_stopped = Gauge(
-            "relay_polling_stopped", "1 while polling waits for the journal.", ["reason"], registry=registry
+            "relay_polling_stopped",
+            "1 while polling waits for the journal for this reason.",
+            ["reason"],
+            registry=registry,
         )
         self.tasks_held = Gauge(
             "relay_tasks_held", "Sources and sinks that this process owns.", ["kind"], registry=registry
         )
-        Gauge("relay_build_info", "The running version.", ["version"], registry=registry).labels(__version__).set(1)
+        self.build_info = Gauge("relay_build_info", "1 for the running version.", ["version"], registry=registry)
+        self.build_info.labels(__version__).set(1)
+        self._sources: dict[str, SourceMetrics] = {}
+        self._labelled: list[MetricWrapperBase] = [
+            one for one in vars(self).values() if isinstance(one, MetricWrapperBase)
+        ]
         self._stopped: dict[str, str] = {}
         for reason in JOURNAL_REASONS:
             self.polling_stopped.labels(reason).set(0)
@@ -198,13 +252,37 @@ class Metrics:
         for one in JOURNAL_REASONS:
             self.polling_stopped.labels(one).set(one in self._stopped.values())
 
+    def remove(self, **labels: str) -> None:
+        """Drops every series that has all of these labels."""
+        self._sources.pop(labels.get("source", ""), None)
+        for metric in self._labelled:
+            if labels.keys() <= set(metric._labelnames):
+                metric.remove_by_labels(labels)
+
     def source(self, name: str) -> "SourceMetrics":
-        """The metrics of one source, its counters at zero."""
-        return SourceMetrics(self, name)
+        """The metrics of one source, its counters at zero; the same for everything that counts for it."""
+        if name not in self._sources:
+            self._sources[name] = SourceMetrics(self, name)
+        return self._sources[name]
 
     def sink(self, name: str) -> "SinkMetrics":
         """The metrics of one sink, its counters at zero."""
         return SinkMetrics(self, name)
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What one source has done in a while: the figures of its summary."""
+
+    polls: int = 0
+    failed: int = 0
+    pages: int = 0
+    incidents: int = 0
+    events: collections.Counter[str] = field(default_factory=collections.Counter)
+    late: int = 0
+    bad: int = 0
+    requests: int = 0
+    throttled_seconds: float = 0.0
 
 
 class SourceMetrics:
@@ -213,6 +291,7 @@ class SourceMetrics:
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._metrics = metrics
         self._name = name
+        self._tally = Tally()
         for outcome in get_args(PollOutcome):
             metrics.polls.labels(name, outcome)
         for kind in KINDS:
@@ -226,17 +305,28 @@ class SourceMetrics:
             metrics.api_backoff_total,
         ):
             counter.labels(name)
-        for code in ("429", "202"):
+        for code in ("200", "429"):
+            metrics.api_requests.labels(name, code)
+        for code in THROTTLING_CODES:
             metrics.api_throttled.labels(name, code)
-        metrics.errors.labels(f"source {name}", "bad_record")
+        for reason in ("bad_record", *SOURCE_REASONS):
+            metrics.errors.labels(f"source {name}", reason)
+        metrics.poll_duration.labels(name)
         metrics.dead_letters.labels("source", name).set(0)
         metrics.api_backoff.labels(name).set(0)
         metrics.reconcile_suspended.labels(name).set(0)
         for view in VIEWS:
             self.reads(view, "keyset")
 
+    def take_tally(self) -> Tally:
+        """What was counted since this was asked for the last time."""
+        taken, self._tally = self._tally, Tally()
+        return taken
+
     def read(self, incidents: int) -> None:
         """A page with so many incidents was read."""
+        self._tally.pages += 1
+        self._tally.incidents += incidents
         self._metrics.incidents_fetched.labels(self._name).inc(incidents)
 
     def emitted(self, events: Sequence[Event]) -> None:
@@ -244,9 +334,12 @@ class SourceMetrics:
         counted = collections.Counter((event.kind, event.origin) for event in events)
         for (kind, origin), number in counted.items():
             self._metrics.events.labels(self._name, kind, origin).inc(number)
+            self._tally.events[kind] += number
 
     def noticed(self, *, stale: int, silent: int, bad: int, late: int) -> None:
         """Older versions, changes without a new update time, unreadable records, late arrivals."""
+        self._tally.late += late
+        self._tally.bad += bad
         self._metrics.late_arrivals.labels(self._name).inc(late)
         self._metrics.stale_versions.labels(self._name).inc(stale)
         self._metrics.silent_changes.labels(self._name).inc(silent)
@@ -275,6 +368,8 @@ class SourceMetrics:
 
     def polled(self, outcome: PollOutcome, seconds: float) -> None:
         """A live poll ended."""
+        self._tally.polls += 1
+        self._tally.failed += outcome == "failed"
         self._metrics.polls.labels(self._name, outcome).inc()
         self._metrics.poll_duration.labels(self._name).observe(seconds)
         if outcome == "complete":
@@ -298,6 +393,7 @@ class SourceMetrics:
 
     def answered(self, code: str) -> None:
         """A request was answered with this status, or failed for this reason."""
+        self._tally.requests += 1
         self._metrics.api_requests.labels(self._name, code).inc()
 
     def backing_off(self, until: Instant | None) -> None:
@@ -311,8 +407,17 @@ class SourceMetrics:
 
     def throttled(self, code: str, seconds: float) -> None:
         """The far side asked to slow down; we wait that long."""
+        self._tally.throttled_seconds += seconds
         self._metrics.api_throttled.labels(self._name, code).inc()
         self._metrics.api_backoff_total.labels(self._name).inc(seconds)
+
+    def remove(self) -> None:
+        """Drops every series of this source: another process owns it now, and counts."""
+        for reader in ("poll", "reconcile"):
+            self._metrics.waits_for_journal(f"{reader} {self._name}", "")
+        self._metrics.remove(source=self._name)
+        self._metrics.remove(component=f"source {self._name}")
+        self._metrics.remove(component="source", name=self._name)
 
 
 class SinkMetrics:
@@ -324,8 +429,14 @@ class SinkMetrics:
         self.journal_failed = metrics.journal_failed
         for outcome in get_args(DeliveryOutcome):
             metrics.deliveries.labels(name, outcome, "")
-        for severity in ("UNSPECIFIED", "LOW", "MEDIUM", "HIGH"):
+        for reason in SKIPPED_REASONS:
+            metrics.deliveries.labels(name, "skipped", reason)
+        metrics.deliveries.labels(name, "expired", "keep")
+        for severity in SEVERITIES:
             metrics.expired.labels(name, severity)
+        metrics.errors.labels(f"sink {name}", "when")
+        metrics.delivery_duration.labels(name)
+        metrics.lag.labels(name)
         metrics.dead_letters.labels("sink", name).set(0)
         self.entered("ok")
 
@@ -375,3 +486,9 @@ class SinkMetrics:
     def buried(self, total: int) -> None:
         """How many dead letters the sink has."""
         self._metrics.dead_letters.labels("sink", self._name).set(total)
+
+    def remove(self) -> None:
+        """Drops every series of this sink: another process owns it now, and counts."""
+        self._metrics.remove(sink=self._name)
+        self._metrics.remove(component=f"sink {self._name}")
+        self._metrics.remove(component="sink", name=self._name)

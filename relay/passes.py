@@ -276,7 +276,7 @@ class Reader:
                 decode=decode,
             )
             if answer.content.page is not None:
-                query.check(answer.content.page.observed, state)
+                _check(query, answer.content.page, answer.request_id, state)
         except BaseException:
             self.landed(flight)
             raise
@@ -442,6 +442,14 @@ def _sheet(page: DecodedPage, view: View, key: bytes) -> Sheet:
         page=page,
         fingerprint=hash(tuple((row.uuid, row.updated) for row in page.observed)),
     )
+
+
+def _check(query: "_Query", page: DecodedPage, request_id: str, state: PassState) -> None:
+    try:
+        query.check(page.observed, state)
+    except BadAnswer as error:
+        error.request_id = request_id
+        raise
 
 
 def _require_ascending(rows: Sequence[Observed], state: PassState) -> None:

@@ -49,6 +49,7 @@ class Poller:
         self._lease = lease
         self._start_from = start_from
         self._lookback = int(lookback_seconds * SECOND)
+        self._clock = clock
         self._observer = observer
         self._reader = Reader(source=lease.name, api=api, page_size=page_size, clock=clock, observe=observer.reads)
         self._intake = Intake(api=api, reader=self._reader, lease=lease, enrich=enrich, clock=clock, observer=observer)
@@ -140,6 +141,9 @@ class Poller:
                 return msgspec.structs.replace(progress, backfill=_with(progress.backfill, at, state))
 
             await self._run(one, "backfill", filed, report, before=None)
+        if progress.backfill and self._intake.progress.backfill_finished is None:
+            finished = self._clock.now()
+            await self._intake.record(lambda now: msgspec.structs.replace(now, backfill_finished=finished))
         return report
 
     async def sweep(self) -> PollReport:
@@ -217,7 +221,9 @@ class Poller:
         began: Instant | None = None
 
         def place(progress: Progress, step: Step) -> Progress:
-            return filed(progress, step.state, step.as_of)
+            read = step.sheet.count if lane == "backfill" else 0
+            counted = msgspec.structs.replace(progress, backfill_incidents=progress.backfill_incidents + read)
+            return filed(counted, step.state, step.as_of)
 
         async with aclosing(self._reader.read(state, lane)) as steps:
             async for step in steps:
@@ -226,7 +232,7 @@ class Poller:
                 events = await self._intake.absorb(step, report, lane=lane, place=place, before=before)
                 pages += 1
                 overlooked += sum(event.updated < began for event in events)
-                if lane == "backfill":
+                if lane == "backfill" and state.cursor:  # one page that is all has none
                     progress = self._intake.progress
                     self._observer.backfilled_up_to(min(state.cursor, progress.first_start))
         return mode, state, state.done or pages <= 1 or (not first and not overlooked)

@@ -84,6 +84,7 @@ _LESSER: Final = {"ordered": 1, "scan": 2}
 MAX_PROBLEMS: Final = 20
 MAX_ROWS: Final = 200
 MAX_DEAD: Final = 20
+MAX_EVENTS: Final = 50
 TITLE_CHARACTERS: Final = 300
 _LABEL: Final = re.compile(r"[a-z][a-z0-9_]*")
 TEXT_CHARACTERS: Final = 256
@@ -166,8 +167,12 @@ class SourceFacts:
     poll: PollFacts | None = None
     """The last poll that ended, well or not."""
     backfill_incidents: int = 0
+    """Rows that the backfill read; some of them twice where pages overlap."""
     backfill_from: Instant | None = None
     """The earliest time that the backfill met; None before its first page."""
+    backfill_finished: Instant | None = None
+    backfill_estimate: Instant | None = None
+    """When it ends at its present pace; None when that can't be told."""
     dead_letters: int = 0
     """Records that could not be read."""
     dead_since: Instant | None = None
@@ -203,6 +208,59 @@ class SinkFacts:
     error_reason: str = ""
     """The metric label of `reason`."""
     dead_since: Instant | None = None
+    retrying: int = 0
+    """Of those that wait, how many were tried before."""
+    parks: Instant | None = None
+    """When a failing one is given up; None when it is not, or never."""
+    keep_seconds: float | None = None
+    """How long what waits is kept."""
+    max_age_seconds: float | None = None
+    """What is older is skipped by a sink that people read."""
+    notified: str = ""
+    """The sink that was told that this one is parked."""
+
+    @property
+    def expires(self) -> Instant | None:
+        """When the oldest waiting event expires or is skipped, at the latest; None when nothing waits."""
+        limits = [seconds for seconds in (self.keep_seconds, self.max_age_seconds) if seconds is not None]
+        return None if self.oldest is None or not limits else self.oldest + int(min(limits) * SECOND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeFacts:
+    """One field that changed, as text; both None where the values are too long to show, or hidden."""
+
+    field: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFacts:
+    """One event as it is shown. Title, uuid and values are foreign text; the title is empty when titles are hidden."""
+
+    id: str
+    observed: Instant
+    updated: Instant
+    source: str
+    origin: str
+    kind: str
+    sequence: int
+    uuid: str
+    title: str
+    severity: str
+    status: str
+    changed: Sequence[ChangeFacts]
+    link: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LagFacts:
+    """The greatest lag of each minute up to `end`, oldest first; None where it is not known."""
+
+    end: Instant
+    read_seconds: Sequence[float | None]
+    delivered_seconds: Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +306,10 @@ class RelayFacts:
     used_requests_per_second: float = 0.0
     dead_letters: Sequence[DeadFacts] = ()
     """The newest, newest first."""
+    events: Sequence[EventFacts] = ()
+    """The newest, newest first."""
+    lag: LagFacts | None = None
+    journal_growth_bytes_per_day: float | None = None
 
     @property
     def fill_ratio(self) -> float | None:
@@ -255,6 +317,11 @@ class RelayFacts:
         if self.journal_used_bytes is None or not self.journal_limit_bytes:
             return None
         return self.journal_used_bytes / self.journal_limit_bytes
+
+    @property
+    def read_up_to(self) -> Instant | None:
+        """Every source is read up to here; None: one is unread."""
+        return _read_up_to(self.sources)
 
     @property
     def delivered_up_to(self) -> Instant | None:
@@ -302,7 +369,28 @@ def document(facts: RelayFacts) -> dict[str, Any]:
             for sink in sorted(facts.sinks, key=_rank)[:MAX_ROWS]
         ],
         "dead_letters": {"total": dead, "items": [dead_letter(one) for one in facts.dead_letters[:MAX_DEAD]]},
-        "events": [],
+        "events": [_event(event) for event in facts.events[:MAX_EVENTS]],
+    }
+
+
+def readiness(facts: RelayFacts) -> tuple[bool, dict[str, Any]]:
+    """Whether each source has had an answer or a classified error, and how each source and sink is, in plain words.
+
+    A vendor that is down does not make the relay unready: a restart would not help.
+    """
+    texts = {(problem.scope, problem.name): problem.text for problem in find_problems(facts)}
+
+    def words(scope: Literal["source", "sink"], one: SourceFacts | SinkFacts) -> str:
+        if one.state == "starting":
+            return "starting: no answer yet"
+        text = texts.get((scope, one.name)) or (texts.get(("journal", "journal")) if one.state == "stopped" else None)
+        return f"{one.state}: {text}" if text else one.state
+
+    ready = all(source.state != "starting" for source in facts.sources)
+    return ready, {
+        "ready": ready,
+        "sources": {source.name: words("source", source) for source in facts.sources},
+        "sinks": {sink.name: words("sink", sink) for sink in facts.sinks},
     }
 
 
@@ -456,7 +544,11 @@ def _refused(source: SourceFacts, facts: RelayFacts) -> Problem:
     since = moment(source.since, facts.now)
     login = source.error_reason == "login_refused" or source.error.startswith("log in")
     hint = f"{_question(source.hint)} " if source.hint else ""
-    what = "Check username and password of this source" if login else "Check rights, licence and region of this source"
+    what = (
+        "A new password_file is read at the next poll; other changes need a restart. To try the login, run:"
+        if login
+        else "Check rights, licence and region of this source, then run:"
+    )
     return Problem(
         scope="source",
         name=source.name,
@@ -467,7 +559,7 @@ def _refused(source: SourceFacts, facts: RelayFacts) -> Problem:
         f"{'the login' if login else 'the request'}.",
         text=sentence(f"ESET refused {source.name}: {source.error}"),
         effect=_unread(source, facts),
-        cure=f"{hint}{what}, then run:",
+        cure=f"{hint}{what}",
         command="relay check",
     )
 
@@ -579,25 +671,65 @@ def _sink_problems(facts: RelayFacts) -> Iterator[Problem]:
 
 def _parked(sink: SinkFacts, facts: RelayFacts) -> Problem:
     since = sink.since or facts.started
-    cure, command = (
-        "Correct the cause, then let it go on with the oldest waiting event:",
-        f"relay sinks enable {sink.name}",
-    )
+    text, hint = own_words(sink.reason)
+    _, _, why = text.partition(": ") if hint else ("", "", "")
+    cure = f"{hint[:1].upper()}{hint[1:]}, then run:" if hint else _CORRECT
+    command = f"relay sinks enable {sink.name}"
     if sink.type == "stdout":  # this process will never have another one
         cure = "Start the relay again with a program that reads its output; it goes on with the oldest waiting event:"
         command = "relay run"
+    told = f"; {sink.notified} was told" if sink.notified else ""
+    given_up = f"{sink.name} was given up"
     return Problem(
         scope="sink",
         name=sink.name,
         state="parked",
         needs="person",
         since=since,
-        headline=f"Nothing has reached {sink.name} since {moment(since, facts.now)}. {_waiting(sink)}",
-        text=sentence(f"{sink.name} was given up: {sink.reason}" if sink.reason else f"{sink.name} was given up"),
-        effect=f"{_waiting(sink)} {_unhindered(facts)}",
+        headline=f"Nothing has reached {_place(sink)} since {moment(since, facts.now)}"
+        f"{f': {why}' if why else ''}. {_waiting(sink)}",
+        text=sentence(text if hint else f"{given_up}: {text}" if text else given_up),
+        effect=" ".join(
+            part for part in (_waiting(sink), _expiry(sink, facts), f"{_unhindered(facts)[:-1]}{told}.") if part
+        ),
         cure=cure,
         command=command,
     )
+
+
+_CORRECT: Final = "Correct the cause, then let it go on with the oldest waiting event:"
+
+
+def own_words(reason: str) -> tuple[str, str]:
+    """What happened, and what to do about it; the latter only where the whole reason is in our own words."""
+    text, _, hint = (
+        reason.partition("; ") if reason.startswith(("Slack answered ", "Teams answered ")) else ("", "", "")
+    )
+    return (text, hint) if hint else (reason, "")
+
+
+def _place(sink: SinkFacts) -> str:
+    """The sink as people call it."""
+    return f"{sink.type.capitalize()} ({sink.name})" if sink.type in ("slack", "teams") else sink.name
+
+
+def _expiry(sink: SinkFacts, facts: RelayFacts) -> str:
+    """From when on something is missing for good."""
+    if sink.expires is None or sink.keep_seconds is None:
+        return ""
+    skips = sink.max_age_seconds is not None and sink.max_age_seconds <= sink.keep_seconds
+    seconds = sink.max_age_seconds if skips and sink.max_age_seconds is not None else sink.keep_seconds
+    what = (
+        f"are skipped, because max_age is {_limit(seconds)}" if skips else f"expire, because keep is {_limit(seconds)}"
+    )
+    if sink.expires <= facts.now:
+        return f"The oldest {what}."
+    return f"From {moment(sink.expires, facts.now)} on the oldest {what}."
+
+
+def _limit(seconds: float) -> str:
+    """As people configure it: `24 h` rather than `1 d`."""
+    return f"{seconds / 3600:.0f} h" if seconds % 3600 == 0 and seconds <= 72 * 3600 else span(seconds)
 
 
 def _failing_sink(sink: SinkFacts, facts: RelayFacts) -> Problem:
@@ -764,13 +896,36 @@ def _relay(facts: RelayFacts) -> dict[str, Any]:
 
 
 def _lag(facts: RelayFacts) -> dict[str, Any]:
-    """The series is not recorded yet: empty, not zero."""
+    lag = facts.lag or LagFacts(end=facts.now - facts.now % (60 * SECOND), read_seconds=[], delivered_seconds=[])
+    slowest = max((source.poll_interval_seconds for source in facts.sources), default=0.0)
     return {
-        "window_end_time": _time(facts.now - facts.now % (60 * SECOND)),
+        "window_end_time": _time(lag.end),
         "step_seconds": 60,
-        "late_above_seconds": LATE_SECONDS,
-        "read_max_seconds": [],
-        "delivered_max_seconds": [],
+        "late_above_seconds": int(max(LATE_SECONDS, OVERDUE_INTERVALS * slowest)),
+        "read_max_seconds": [_rounded(seconds) for seconds in lag.read_seconds],
+        "delivered_max_seconds": [_rounded(seconds) for seconds in lag.delivered_seconds],
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _event(event: EventFacts) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "observed_time": format_instant(event.observed, digits=3),
+        "update_time": format_instant(event.updated, digits=3),
+        "source": event.source,
+        "origin": event.origin,
+        "kind": event.kind,
+        "sequence": event.sequence,
+        "incident_uuid": event.uuid,
+        "title": event.title,
+        "severity": event.severity,
+        "status": event.status,
+        "changed": [{"field": one.field, "old": one.old, "new": one.new} for one in event.changed],
+        "link": event.link or None,
     }
 
 
@@ -782,7 +937,7 @@ def _journal(facts: RelayFacts) -> dict[str, Any]:
         "used_bytes": facts.journal_used_bytes,
         "limit_bytes": facts.journal_limit_bytes,
         "fill_ratio": None if ratio is None else round(ratio, 3),
-        "growth_bytes_per_day": None,
+        "growth_bytes_per_day": facts.journal_growth_bytes_per_day,
         "oldest_event_time": _time(facts.journal_oldest_event),
         "polling_stopped": None
         if stopped is None
@@ -865,8 +1020,8 @@ def _backfill(source: SourceFacts) -> dict[str, Any]:
         "to_time": _time(source.first_start) if wanted else None,
         "progress_ratio": _progress_ratio(source),
         "read_incidents": source.backfill_incidents,
-        "finished_time": None,
-        "estimated_finish_time": None,
+        "finished_time": _time(source.backfill_finished),
+        "estimated_finish_time": _time(source.backfill_estimate),
     }
 
 
@@ -896,13 +1051,13 @@ def _sink(sink: SinkFacts, facts: RelayFacts, cure: dict[str, Any] | None) -> di
         "state_since_time": _time(since),
         "backlog_events": sink.waiting,
         "oldest_waiting_time": _time(sink.oldest),
-        "retrying_events": 0,
+        "retrying_events": sink.retrying,
         "last_success_time": _time(sink.last_success),
         "delivered_last_hour_events": sink.delivered,
         "paused_until_time": _time(sink.paused_until),
         "next_probe_time": _time(sink.next_try),
-        "parks_time": None,
-        "expires_time": None,
+        "parks_time": _time(sink.parks),
+        "expires_time": _time(sink.expires),
         "last_error": {**error, "text": sink.reason[:TEXT_CHARACTERS]} if sink.reason else None,
         "cure": cure,
         "dead_letters": sink.dead_letters,
@@ -910,10 +1065,14 @@ def _sink(sink: SinkFacts, facts: RelayFacts, cure: dict[str, Any] | None) -> di
 
 
 def _delivered_up_to(sources: Sequence[SourceFacts], sinks: Sequence[SinkFacts]) -> Instant | None:
-    read = [source.complete_up_to for source in sources]
+    read = _read_up_to(sources)
     waiting = [sink.oldest for sink in sinks if sink.state not in ("parked", "disabled") and sink.oldest is not None]
-    known = [instant for instant in read if instant is not None]
-    return min([*known, *waiting]) if known and len(known) == len(read) else None
+    return None if read is None else min([read, *waiting])
+
+
+def _read_up_to(sources: Sequence[SourceFacts]) -> Instant | None:
+    known = [source.complete_up_to for source in sources if source.complete_up_to is not None]
+    return min(known) if known and len(known) == len(sources) else None
 
 
 def _rank(one: SourceFacts | SinkFacts) -> tuple[int, str]:

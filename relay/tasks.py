@@ -20,9 +20,11 @@ from relay.eset.auth import Account
 from relay.eset.budget import RateBudget
 from relay.eset.client import EsetClient
 from relay.intake import PollReport
-from relay.journal import Progress, SourceLease, Way
+from relay.journal import Buried, Progress, SourceLease, Way
+from relay.logs import Repeats, one_poll, utc
 from relay.metrics import Metrics, SourceMetrics
 from relay.poller import Poller
+from relay.recent import Pace
 from relay.status import PollFacts, SourceFacts, SourceState, SweepFacts, WayFacts
 
 log = structlog.get_logger()
@@ -31,6 +33,8 @@ REFUSED_SECONDS = 300.0
 """How long a source rests after 403, 404 or 501: asking again soon does not help, and hammering may hurt."""
 JOURNAL_RETRY_SECONDS = 5.0
 LAST_RETRY_SECONDS = 300.0
+SUMMARY_SECONDS = 3600.0
+"""How often a source says what it did: polls that find nothing say so at debug only."""
 SCAN_RATIO = 0.5
 """The most of the rate that live polling may take where every poll reads everything."""
 
@@ -74,17 +78,23 @@ class SourceTask:
         self._metrics = counts
         self._clock = clock
         self._log = log.bind(source=lease.name)
+        self._repeats = Repeats(clock)
+        self._reading_repeats = Repeats(clock)
+        self._reading_failures = 0
+        self._summarised = clock.monotonic()
         self._tick = asyncio.Event()
         self._tick.set()
         self._finished = asyncio.Event()
         self._reading_waited = False
         self._patient = True
         self._incidents = 0
-        self._dead = 0
+        self._counted = False
+        self._buried = Buried(letters=0, since=None)
+        self._pace = Pace()
         self._error_reason = ""
         self._last_ended: PollFacts | None = None
 
-    async def on_tick(self) -> None:
+    def on_tick(self) -> None:
         """The time for a poll has come. Ticks that come during a poll count as one."""
         self._tick.set()
 
@@ -109,8 +119,39 @@ class SourceTask:
         return await self.poll() and await self.backfill_once()
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections, and says what was not summarised yet."""
+        self._summarise()
         await self._client.close()
+
+    def summarise_hourly(self) -> None:
+        """To be called every few seconds: writes the summary of an hour that is over."""
+        if self._clock.monotonic() - self._summarised >= SUMMARY_SECONDS:
+            self._summarise()
+
+    def _summarise(self) -> None:
+        now = self._clock.monotonic()
+        seconds, self._summarised = now - self._summarised, now
+        tally = self._metrics.take_tally()
+        if not tally.polls and not tally.pages:
+            return
+        progress = self._lease.progress
+        complete_up_to = progress.complete_up_to if progress is not None else None
+        self._log.info(
+            "source summarised",
+            seconds=round(seconds),
+            polls=tally.polls,
+            failed=tally.failed,
+            requests=tally.requests,
+            pages=tally.pages,
+            incidents=tally.incidents,
+            events=tally.events.total(),
+            kinds=dict(tally.events),
+            late=tally.late,
+            bad=tally.bad,
+            throttled_seconds=round(tally.throttled_seconds, 1),
+            complete_up_to=utc(complete_up_to) if complete_up_to else None,
+            lag_seconds=round((self._clock.now() - complete_up_to) / SECOND, 1) if complete_up_to else None,
+        )
 
     def _resting(self) -> bool:
         now = self._clock.now()
@@ -118,12 +159,16 @@ class SourceTask:
 
     async def poll(self) -> bool:
         """One live poll; False when it failed."""
+        with one_poll():
+            return await self._poll()
+
+    async def _poll(self) -> bool:
         started = self._clock.monotonic()
         try:
             report = await self._poller.poll()
             self._incidents = await self._lease.count()
         except (SourceError, JournalError) as error:
-            await self._failed(error, "poll failed", seconds=self._clock.monotonic() - started)
+            await self._failed(error, seconds=self._clock.monotonic() - started)
             return False
         seconds = self._clock.monotonic() - started
         self._metrics.polled("complete", seconds)
@@ -156,7 +201,6 @@ class SourceTask:
         while not await work():
             failures = 0 if self._reading_waited else failures + 1
             await self._clock.sleep(min(LAST_RETRY_SECONDS, 2.0**failures))
-        self._all_metrics.waits_for_journal(f"reconcile {self.name}", "")
 
     async def _until_sweep_is_due(self) -> None:
         progress = self._lease.progress
@@ -178,11 +222,16 @@ class SourceTask:
 
     async def sweep_once(self) -> bool:
         """One whole sweep; False when it failed, and goes on from there the next time."""
+        with one_poll():
+            return await self._sweep()
+
+    async def _sweep(self) -> bool:
         try:
             report = await self._poller.sweep()
         except (SourceError, JournalError) as error:
             await self._not_read(error, "sweep failed")
             return False
+        self._read_again("sweep recovered")
         self._log.info(
             "sweep completed",
             incidents=report.incidents,
@@ -200,19 +249,41 @@ class SourceTask:
 
     async def backfill_once(self) -> bool:
         """Reads the past to its end; False when that failed, and goes on from there the next time."""
+        with one_poll():
+            return await self._backfill()
+
+    async def _backfill(self) -> bool:
         try:
             report = await self._poller.backfill()
         except (SourceError, JournalError) as error:
             await self._not_read(error, "backfill failed")
             return False
+        self._read_again("backfill recovered")
         if report.pages:
             self._log.info("backfill completed", incidents=report.incidents, events=report.events)
         return True
 
     async def _not_read(self, error: RelayError, event: str) -> None:
         self._count(error)
-        self._log.warning(event, reason=error.reason, error=str(error))
-        self._reading_waited = await self._wait_for_room(error, f"reconcile {self.name}")
+        repeat = self._reading_repeats.again(error.reason)
+        self._reading_failures = repeat.times
+        write = self._log.warning if repeat.due else self._log.debug
+        write(
+            event,
+            reason=error.reason,
+            error=str(error),
+            request_id=_request_id(error),
+            failures=repeat.times,
+            since=repeat.since,
+        )
+        who = f"reconcile {self.name}"
+        self._reading_waited = await self._wait_for_room(error, who)
+        self._all_metrics.waits_for_journal(who, "")  # it may read for hours now; what still waits, a poll will say
+
+    def _read_again(self, event: str) -> None:
+        if self._reading_failures:
+            self._log.info(event, failures=self._reading_failures, seconds=self._reading_repeats.over())
+        self._reading_failures = 0
 
     def _count(self, error: RelayError) -> None:
         if isinstance(error, JournalError):
@@ -223,7 +294,7 @@ class SourceTask:
     def _succeeded(self, report: PollReport, seconds: float) -> None:
         self._last_poll = self._clock.now()
         if self._failures:
-            self._log.info("source recovered", failures=self._failures)
+            self._log.info("source recovered", failures=self._failures, seconds=self._repeats.over())
         self._failures = 0
         self.error = self._hint = self._error_reason = ""
         self._last_ended = PollFacts(
@@ -250,7 +321,7 @@ class SourceTask:
             seconds=round(seconds, 3),
         )
 
-    async def _failed(self, error: RelayError, event: str, *, seconds: float) -> None:
+    async def _failed(self, error: RelayError, *, seconds: float) -> None:
         self._failures += 1
         self.error = str(error)
         self._error_reason = error.reason
@@ -265,7 +336,18 @@ class SourceTask:
         )
         self._metrics.polled("failed", seconds)
         self._count(error)
-        self._log.warning(event, reason=error.reason, error=self.error, failures=self._failures)
+        repeat = self._repeats.again(error.reason)
+        write = self._log.warning if repeat.due else self._log.debug
+        write(
+            "poll failed",
+            reason=error.reason,
+            error=self.error,
+            request_id=_request_id(error),
+            hint=self._hint,
+            failures=self._failures,
+            since=repeat.since,
+            seconds=round(seconds, 3),
+        )
         if isinstance(error, LoginRefused):
             self._enter("refused")
         elif isinstance(error, AccessDenied):
@@ -305,10 +387,27 @@ class SourceTask:
 
     async def report(self) -> None:
         """Brings the gauges up to date."""
-        self._dead = await self._lease.count_dead()
-        self._metrics.buried(self._dead)
+        self._buried = await self._lease.buried()
+        self._metrics.buried(self._buried.letters)
+        if self._lease.progress is not None:
+            self._pace.saw(self._lease.progress, self._clock.now())
+            await self._recall(self._lease.progress)
         until = self._throttled_until()
         self._metrics.backs_off_for(max(0.0, (until - self._clock.now()) / SECOND) if until else 0.0)
+
+    async def _recall(self, progress: Progress) -> None:
+        """What an earlier process found out holds before the first poll of this one."""
+        if not self._counted:
+            self._incidents = await self._lease.count()
+            self._metrics.knows(self._incidents)
+            for view, way in progress.ways.items():
+                self._metrics.reads(view, way.mode)
+            self._counted = True
+        self._metrics.suspended(bool(progress.swept and progress.swept.suspended))
+        if progress.complete_up_to is not None:
+            self._metrics.complete_up_to(progress.complete_up_to)
+        if read_up_to := _backfill_cursor(progress):
+            self._metrics.backfilled_up_to(read_up_to)
 
     def facts(self) -> SourceFacts:
         """What the status says of this source."""
@@ -332,11 +431,15 @@ class SourceTask:
             backfill=_backfill_state(progress),
             backfill_from=progress.backfill[0].first if progress.backfill else None,
             backfill_up_to=_backfill_cursor(progress),
+            backfill_incidents=progress.backfill_incidents,
+            backfill_finished=progress.backfill_finished,
+            backfill_estimate=self._pace.end,
             ledger_incidents=self._incidents,
             clock_skew_seconds=self._poller.skew_seconds,
             error_reason=self._error_reason,
             poll=self._last_ended,
-            dead_letters=self._dead,
+            dead_letters=self._buried.letters,
+            dead_since=self._buried.since,
             ways={view: _way_facts(way) for view, way in self._poller.ways.items()},
             sweep=_sweep_facts(progress),
         )
@@ -386,3 +489,7 @@ def _backfill_cursor(progress: Progress) -> Instant | None:
     if cursors:
         return min(cursors[0], progress.first_start)
     return progress.first_start if progress.backfill else None
+
+
+def _request_id(error: RelayError) -> str:
+    return error.request_id if isinstance(error, SourceError) else ""

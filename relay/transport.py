@@ -63,13 +63,33 @@ def failure_reason(error: BaseException) -> FailureReason:
 
     httpx-aiohttp reports most failures as `ConnectTimeout`; what happened is in the cause.
     """
-    cause = (error.__cause__ if isinstance(error, httpx.HTTPError) else None) or error
+    cause = _cause(error)
     if isinstance(cause, aiohttp.ClientConnectorError) and isinstance(cause.os_error, _ForbiddenAddress):
         return "address"
     for kind, reason in _REASONS:
         if isinstance(cause, kind):
             return reason
     return "protocol"
+
+
+def proxy_status(error: BaseException) -> int | None:
+    """The status with which a proxy refused to connect, of one of NETWORK_ERRORS; None when none did."""
+    cause = _cause(error)
+    return cause.status if isinstance(cause, aiohttp.ClientHttpProxyError) else None
+
+
+def certificate_fault(error: BaseException) -> int | None:
+    """OpenSSL's code of what is wrong with the far side's certificate, of one of NETWORK_ERRORS; None: not known.
+
+    Source: X509_V_ERR_* in https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error
+    """
+    cause = _cause(error)
+    fault = cause.certificate_error if isinstance(cause, aiohttp.ClientConnectorCertificateError) else cause
+    return fault.verify_code if isinstance(fault, ssl.SSLCertVerificationError) else None
+
+
+def _cause(error: BaseException) -> BaseException:
+    return (error.__cause__ if isinstance(error, httpx.HTTPError) else None) or error
 
 
 def tls_context(

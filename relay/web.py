@@ -1,4 +1,4 @@
-"""What the relay shows over HTTP: health, metrics and status; and the sockets that it listens on.
+"""What the relay shows over HTTP: health, metrics, status and its page; and the sockets that it listens on.
 
 TCP is read-only. Commands that change something come by the admin socket, see `relay.control`.
 """
@@ -17,12 +17,13 @@ import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from relay import page
 from relay.errors import ConfigError
 from relay.metrics import Metrics
-from relay.status import RelayFacts, document
+from relay.status import RelayFacts, document, readiness
 
 log = structlog.get_logger()
 
@@ -58,7 +59,7 @@ class _Server(uvicorn.Server):
 
 
 def application(relay: Shown, *, commands: Sequence[Route] = ()) -> Starlette:
-    """`/livez`, `/readyz`, `/metrics`, `/api/status`; and `commands`, which belong on the admin socket alone."""
+    """`/`, `/livez`, `/readyz`, `/metrics`, `/api/status`; and `commands`, which belong on the admin socket alone."""
 
     async def livez(_request: Request) -> Response:
         ended = relay.ended_tasks()
@@ -70,24 +71,22 @@ def application(relay: Shown, *, commands: Sequence[Route] = ()) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def readyz(_request: Request) -> Response:
-        facts = await relay.facts()
-        waiting = [source.name for source in facts.sources if source.state == "starting"]
-        detail = {
-            "ready": not waiting,
-            "sources": {source.name: source.error or source.state for source in facts.sources},
-            "sinks": {sink.name: sink.reason or sink.state for sink in facts.sinks},
-        }
-        return JSONResponse(detail, status_code=503 if waiting else 200)
+        ready, detail = readiness(await relay.facts())
+        return JSONResponse(detail, status_code=200 if ready else 503)
 
     async def metrics(_request: Request) -> Response:
         text = await asyncio.to_thread(generate_latest, relay.metrics.registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def status(_request: Request) -> Response:
-        return JSONResponse(document(await relay.facts()))
+        return JSONResponse(document(await relay.facts()), headers=page.HEADERS)
+
+    async def status_page(_request: Request) -> Response:
+        return HTMLResponse(page.render(document(await relay.facts())), headers=page.PAGE_HEADERS)
 
     return Starlette(
         routes=[
+            Route("/", status_page),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", metrics),

@@ -24,6 +24,7 @@ from relay.clock import Clock, Instant
 from relay.errors import BadAnswer, LoginRefused, SourceError
 from relay.eset.budget import RateBudget
 from relay.eset.exchange import DEFAULT_PATIENCE, UNOBSERVED, Countdown, Exchange, Observer, Patience, Pause, Reply
+from relay.logs import Repeats
 
 REFUSED_INITIAL_SECONDS = 60.0
 REFUSED_MAX_SECONDS = 3600.0
@@ -120,6 +121,7 @@ class Account:
         self._refused = Countdown(clock)
         self._refusals = 0
         self._refusal: LoginRefused | None = None
+        self._repeats = Repeats(clock)
         self._refused_secret = ""
         self._shown_to_nobody: deque[str] = deque(maxlen=16)
         self._tokens: deque[bytes] = deque(maxlen=8)
@@ -225,6 +227,7 @@ class Account:
             raise self._refuse(reply, secret)
         self._refusal = None
         self._refusals = 0
+        self._repeats.over()
         self._refused.end()
         self._refused_secret = ""
         log.info("logged in", username=self._username, request_id=reply.request_id)
@@ -245,13 +248,18 @@ class Account:
             f"log in as {self._username}: refused (status {reply.status}, request-id {reply.request_id or 'none'})",
             status=reply.status,
             hint=_HINTS.get(reply.status, "is token_url the token endpoint?"),
+            request_id=reply.request_id,
         )
-        log.warning(
+        repeat = self._repeats.again(f"status {reply.status}")
+        write = log.warning if repeat.due else log.debug
+        write(
             "login refused",
             username=self._username,
             status=reply.status,
             request_id=reply.request_id,
             retry_in_seconds=seconds,
+            failures=repeat.times,
+            since=repeat.since,
         )
         return copy.copy(self._refusal)
 

@@ -5,6 +5,7 @@ is the account's (`relay.eset.exchange`).
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -14,6 +15,7 @@ Lane = Literal["live", "backfill", "sweep", "enrich"]
 
 CEILINGS: Final[Mapping[Lane, float]] = {"backfill": 0.5, "sweep": 0.25, "enrich": 0.25}
 """The most that a lane may take of the budget; live polling may take all of it."""
+USED_SPAN_SECONDS: Final = 60.0
 
 
 class RateBudget:
@@ -27,7 +29,14 @@ class RateBudget:
         self._no_live.set()
         self._others = asyncio.Lock()
         self._waits: dict[asyncio.Timeout, None] = {}
+        self._turns: deque[float] = deque()
         self._set_limiters()
+
+    @property
+    def used_per_second(self) -> float:
+        """How many requests were sent a second, over the last minute."""
+        self._forget_old_turns(asyncio.get_running_loop().time())
+        return len(self._turns) / USED_SPAN_SECONDS
 
     @property
     def requests_per_second(self) -> float:
@@ -54,11 +63,18 @@ class RateBudget:
         """
         if lane == "live":
             await self._live_turn()
-            return
-        await self._pass(lane)
-        async with self._others:
-            await self._no_live.wait()
-            await self._pass("live")
+        else:
+            await self._pass(lane)
+            async with self._others:
+                await self._no_live.wait()
+                await self._pass("live")
+        now = asyncio.get_running_loop().time()
+        self._turns.append(now)
+        self._forget_old_turns(now)
+
+    def _forget_old_turns(self, now: float) -> None:
+        while self._turns and self._turns[0] <= now - USED_SPAN_SECONDS:
+            self._turns.popleft()
 
     async def _live_turn(self) -> None:
         self._live_waiting += 1

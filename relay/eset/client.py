@@ -142,10 +142,11 @@ class EsetClient:
         message = f"{what}: refused ({label})" + (f": {detail}" if detail else "")
         hint = HINTS.get(reply.status, "is base_url the API itself, with no gateway answering in its place?")
         if reply.status != 400:
-            raise AccessDenied(message, status=reply.status, hint=hint)
+            raise AccessDenied(message, status=reply.status, hint=hint, request_id=reply.request_id)
         if query:
-            raise QueryRefused(message, status=400, hint="the filter or the order is not accepted")
-        raise SourceUnavailable(message, status=400, hint=hint, reason="bad_request")
+            hint = "the filter or the order is not accepted"
+            raise QueryRefused(message, status=400, hint=hint, request_id=reply.request_id)
+        raise SourceUnavailable(message, status=400, hint=hint, reason="bad_request", request_id=reply.request_id)
 
 
 def _the_one(incident: Observed, uuid: str) -> Observed:

@@ -27,6 +27,7 @@ from relay.eset.answers import (
     server_time,
 )
 from relay.eset.budget import Lane, RateBudget
+from relay.logs import REPEAT_SECONDS, Repeats
 from relay.transport import NETWORK_ERRORS, failure_reason
 
 T = TypeVar("T")
@@ -34,6 +35,18 @@ T = TypeVar("T")
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024
 TOO_LARGE: Final = "too_large"
+_FAILURES: Final = {
+    "address": "forbidden address",
+    "dns": "host name not found",
+    "connect": "no connection",
+    "tls": "TLS failed",
+    "proxy": "refused by the proxy",
+    "timeout": "no answer in time",
+    "reset": "connection cut",
+    "truncated": "answer cut short",
+    "protocol": "not HTTP",
+}
+"""Why there was no answer, as people say it."""
 HEADERS: Final = {
     "accept": "application/json",
     "user-agent": f"incident-relay/{__version__}",
@@ -247,6 +260,9 @@ class Exchange:
         self._observer = observer
         self._draw = draw
         self._log = log.bind(**(fields or {}))
+        self._retries = Repeats(clock, rest_seconds=REPEAT_SECONDS)
+        self._fresh_starts = Repeats(clock, rest_seconds=REPEAT_SECONDS)
+        self._pauses = Repeats(clock, rest_seconds=REPEAT_SECONDS)
         self._timeout = httpx.Timeout(
             connect=patience.connect_seconds, pool=patience.connect_seconds * 3, read=patience.read_seconds, write=30.0
         )
@@ -312,7 +328,8 @@ class Exchange:
             got.headers["request-id"] = self._redact(got.headers["request-id"])
         self._observer.answered(got.code)
         if got.failure == TOO_LARGE:
-            raise BadAnswer(f"{course.what}: the answer is larger than {MAX_BODY_BYTES >> 20} MiB", reason=TOO_LARGE)
+            problem = f"{course.what}: the answer is larger than {MAX_BODY_BYTES >> 20} MiB"
+            raise BadAnswer(problem, reason=TOO_LARGE, request_id=got.request_id)
         return got
 
     async def _turn(self, course: _Course) -> None:
@@ -380,8 +397,16 @@ class Exchange:
         if course.rounds >= self._patience.rounds:
             raise self._unavailable(course, got, f"not answered in {course.rounds} rounds", reason="expired")
         course.rounds += 1
-        self._log.info(
-            "request begun afresh", what=course.what, status=got.status, round=course.rounds, request_id=got.request_id
+        repeat = self._fresh_starts.again(got.code)
+        write = self._log.info if repeat.due else self._log.debug
+        write(
+            "request begun afresh",
+            what=course.what,
+            status=got.status,
+            round=course.rounds,
+            request_id=got.request_id,
+            retries=repeat.times,
+            since=repeat.since,
         )
 
     async def _throttle(self, course: _Course, got: _Got) -> None:
@@ -389,15 +414,24 @@ class Exchange:
         seconds = self._pause.left
         self._observer.throttled(got.code, seconds)
         self._observer.backing_off(self._pause.until)
-        self._log.warning(
-            "account paused", what=course.what, status=got.status, seconds=round(seconds, 1), request_id=got.request_id
+        repeat = self._pauses.again(got.code)
+        write = self._log.warning if repeat.due else self._log.debug
+        write(
+            "account paused",
+            what=course.what,
+            status=got.status,
+            seconds=round(seconds, 1),
+            request_id=got.request_id,
+            pauses=repeat.times,
+            since=repeat.since,
         )
 
     async def _retry(self, course: _Course, got: _Got, bad: BadAnswer | None = None) -> None:
         course.failures += 1
         if course.failures >= self._patience.tries:
             if bad is not None:
-                raise BadAnswer(f"{course.what}: {bad}{_label(got)}", status=200, reason=bad.reason)
+                problem = f"{course.what}: {bad}{_label(got)}"
+                raise BadAnswer(problem, status=200, reason=bad.reason, request_id=got.request_id)
             raise self._unavailable(course, got, f"no useful answer, tries: {course.failures}")
         seconds = self._backoff(course.failures)
         asked_seconds = self._asked_seconds(got)
@@ -407,12 +441,17 @@ class Exchange:
             seconds = max(seconds, asked_seconds)
         if is_throttling(got.status):
             self._observer.throttled(got.code, seconds)
-        self._log.info(
+        reason = bad.reason if bad else got.code
+        repeat = self._retries.again(reason)
+        write = self._log.info if repeat.due else self._log.debug
+        write(
             "request retried",
             what=course.what,
-            reason=bad.reason if bad else got.code,
+            reason=reason,
             seconds=round(seconds, 1),
             request_id=got.request_id,
+            retries=repeat.times,
+            since=repeat.since,
         )
         await self._wait(course, got, seconds)
 
@@ -437,7 +476,10 @@ class Exchange:
         if got.failure:
             reason = reason or got.failure
         return SourceUnavailable(
-            f"{course.what}: {problem}{_label(got)}", status=got.status or None, reason=reason or "unavailable"
+            f"{course.what}: {problem}{_label(got)}",
+            status=got.status or None,
+            reason=reason or "unavailable",
+            request_id=got.request_id,
         )
 
     def _reply(self, course: _Course, got: _Got, content: T | None) -> Reply[T]:
@@ -466,7 +508,7 @@ async def _receive(response: httpx.Response) -> _Got:
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            return _Got(failure=TOO_LARGE)
+            return _Got(failure=TOO_LARGE, headers=headers)
     return _Got(status=status, headers=headers, body=bytes(body))
 
 
@@ -484,5 +526,5 @@ async def _start_of_body(response: httpx.Response) -> bytes:
 def _label(got: _Got) -> str:
     """What was answered, and what support asks for."""
     if got.failure:
-        return f" ({got.failure})"
+        return f" ({_FAILURES.get(got.failure, got.failure)})"
     return f" (status {got.status}, request-id {got.request_id or 'none'})"

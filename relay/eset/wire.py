@@ -181,11 +181,11 @@ def _observe(raw: bytes) -> Observed | BadRecord:
         created = parse_instant(text) if (text := record.get("createTime")) else None
         updated = parse_instant(text) if (text := record.get("updateTime")) else None
     except (ValueError, TypeError, LookupError):  # the latter two: not even a text
-        return _bad("a time that is not RFC 3339", raw)
+        return _bad("a time that is not RFC 3339", raw, uuid)
     if created is None and updated is None:
-        return _bad("no time", raw)
+        return _bad("no time", raw, uuid)
     if (created or 0) not in INSTANTS or (updated or 0) not in INSTANTS:
-        return _bad("a time before 1970 or after 2262", raw)
+        return _bad("a time before 1970 or after 2262", raw, uuid)
     return Observed(
         uuid=uuid,
         created=updated if created is None else created,  # type: ignore[arg-type]  # one of them is there
@@ -197,5 +197,5 @@ def _observe(raw: bytes) -> Observed | BadRecord:
     )
 
 
-def _bad(reason: str, raw: bytes) -> BadRecord:
-    return BadRecord(reason=reason, raw=raw[:MAX_BAD_RECORD_BYTES])
+def _bad(reason: str, raw: bytes, uuid: str = "") -> BadRecord:
+    return BadRecord(reason=reason, raw=raw[:MAX_BAD_RECORD_BYTES], uuid=uuid)

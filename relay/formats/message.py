@@ -37,11 +37,12 @@ OTHER: Final = "other"
 
 _STATUS_PREFIX: Final = "INCIDENT_STATUS_"
 _REASON_PREFIX: Final = "INCIDENT_RESOLVE_REASON_"
-_PREFIXES: Final[Mapping[str, str]] = {
+PREFIXES: Final[Mapping[str, str]] = {
     "status": _STATUS_PREFIX,
     "severity": SEVERITY_PREFIX,
     "resolveReason": _REASON_PREFIX,
 }
+"""What short names of enums go without."""
 _KNOWN: Final[Mapping[str, frozenset[str]]] = {
     "status": frozenset({"OPEN", "IN_PROGRESS", "WAITING_FOR_INPUT", "CLOSED"}),
     "severity": frozenset(SEVERITIES),
@@ -290,12 +291,12 @@ def facts_of(event: Source, *, omit: Collection[str] = (), links: Mapping[str, s
 
     Whatever the body holds, there is a message; what can't be read is left out.
     """
-    about, incident = _read(event.body, omit)
+    about, incident = halves(event.body, omit)
     changed = about.get("changed")
     names = [name for name in changed if isinstance(name, str)] if isinstance(changed, list) else []
     previous = about.get("previous")
     before = previous if isinstance(previous, dict) else {}
-    changes = [_change(name, before.get(name), _field(incident, name)) for name in names if name in _LABELS]
+    changes = [_change(name, before.get(name), field_of(incident, name)) for name in names if name in _LABELS]
     facts = list(changes)
     if "status" not in names:
         facts.append(Fact(label="Status", after=_standing(incident, whole="assigneeUuid" not in names)))
@@ -410,8 +411,8 @@ def _units(text: str) -> int:
     return len(text) + sum(character > "\uffff" for character in text)
 
 
-def _read(body: bytes, omit: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both halves of the body; what may not be shown is gone before anything else is looked at."""
+def halves(body: bytes, omit: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Event and incident of the body, empty when unreadable; `omit` is gone before anything else is looked at."""
     try:
         shown = native.omit(body, omit)
         decoded = _decode(shown)
@@ -431,7 +432,8 @@ def _decode(body: bytes) -> Any:
         return json.loads(body)
 
 
-def _field(incident: Mapping[str, Any], name: str) -> Any:
+def field_of(incident: Mapping[str, Any], name: str) -> Any:
+    """The value of a field as `changed` names it: `status`, `metrics.deviceCount`."""
     parent, _, child = name.partition(".")
     value = incident.get(parent)
     if not child:
@@ -461,7 +463,7 @@ def _shown(name: str, value: Any) -> Value:
 def _enum(name: str, value: Any) -> Value:
     """The short name of an enum's value, as `when` writes it; what we don't know is foreign."""
     text = line(value, WORD_CHARACTERS)
-    short = severity_name(text) if name == "severity" else text.removeprefix(_PREFIXES[name])
+    short = severity_name(text) if name == "severity" else text.removeprefix(PREFIXES[name])
     if name != "severity" and short in {"", "UNSPECIFIED"}:
         return Value("none")
     return Value(short, foreign=short not in _KNOWN[name])

@@ -104,8 +104,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `identity` says which account and server this label belongs to, so that another tenant under an old label is
     noticed. `complete_up_to` is None until the first poll has read every page of both views. `backfill` holds the
-    passes that read the past; empty when none is wanted. `ways` says how each view is read, `sweep` holds a sweep in
-    hand, `swept` how the last one ended; with `accept_missing` the next one believes any number of disappearances.
+    passes that read the past; empty when none is wanted. `backfill_incidents` counts the rows that they read, some of
+    them twice where pages overlap; `backfill_finished` is when the last of them ended. `ways` says how each view is
+    read, `sweep` holds a sweep in hand, `swept` how the last one ended; with `accept_missing` the next one believes any
+    number of disappearances.
     """
 
     identity: str
@@ -118,6 +120,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sweep: SweepState | None = None
     swept: SweepResult | None = None
     accept_missing: bool = False
+    backfill_incidents: int = 0
+    backfill_finished: Instant | None = None
 
     @property
     def backfill_done(self) -> bool:
@@ -140,7 +144,8 @@ EndpointState = Literal["ok", "failing", "paused", "parked", "disabled"]
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is remembered of a sink's far side across a restart.
 
-    `told`: the sink named in `notify` knows that this one is parked.
+    `reason` is text, `label` the same from a closed set. `told`: the sink named in `notify` knows that this one is
+    parked.
     """
 
     state: EndpointState = "ok"
@@ -148,6 +153,7 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     failures: int = 0
     paused_until: Instant | None = None
     reason: str = ""
+    label: str = ""
     told: bool = False
 
 
@@ -175,10 +181,21 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backlog(msgspec.Struct, frozen=True, kw_only=True):
-    """What waits for one sink. `oldest` is when the oldest waiting event was committed; None when nothing waits."""
+    """What waits for one sink. `oldest` is when the oldest waiting event was committed; None when nothing waits.
+
+    `retrying`: how many of them were tried before.
+    """
 
     events: int
     oldest: Instant | None
+    retrying: int = 0
+
+
+class Buried(msgspec.Struct, frozen=True, kw_only=True):
+    """How many dead letters one component has, and since when; None when it has none."""
+
+    letters: int
+    since: Instant | None
 
 
 Component = Literal["source", "sink"]
@@ -290,8 +307,8 @@ class SourceLease(Protocol):
         """Returns when a commit can succeed again."""
         ...
 
-    async def count_dead(self) -> int:
-        """How many records of this source could not be read."""
+    async def buried(self) -> Buried:
+        """The records of this source that could not be read."""
         ...
 
     def dead_letters(self) -> AsyncIterator[DeadLetter]:
@@ -343,8 +360,8 @@ class SinkLease(Protocol):
         """What waits, in flight included."""
         ...
 
-    async def count_dead(self) -> int:
-        """How many dead letters this sink has."""
+    async def buried(self) -> Buried:
+        """The dead letters of this sink."""
         ...
 
     def dead_letters(self) -> AsyncIterator[DeadLetter]:
@@ -398,6 +415,10 @@ class Journal(Protocol):
 
     async def sources(self) -> list[StoredSource]:
         """Every source that the journal knows, by name."""
+        ...
+
+    async def latest_events(self, limit: int, *, after: int = 0) -> list[Delivery]:
+        """Up to `limit` of the events committed last, newest first, of those beyond the position `after`."""
         ...
 
     async def latest_incidents(self, limit: int) -> list[tuple[str, Known]]:

@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import sha256
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
@@ -43,6 +42,7 @@ from relay.formats import native
 from relay.incidents import Event, Known
 from relay.journal import (
     Backlog,
+    Buried,
     Claim,
     Component,
     DeadLetter,
@@ -102,6 +102,7 @@ MIGRATIONS: Final = (
     ) WITHOUT ROWID;
     CREATE TABLE done (sink TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (sink, position)) WITHOUT ROWID;
     CREATE INDEX dead_committed ON dead (committed);
+    CREATE INDEX dead_since ON dead (component, name, committed);
     ALTER TABLE sink ADD COLUMN removed INTEGER;
     ALTER TABLE pending ADD COLUMN cause TEXT NOT NULL DEFAULT '';
     ALTER TABLE pending ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
@@ -113,8 +114,8 @@ MIGRATIONS: Final = (
 
 FULL_RATIO: Final = 0.9
 """Above it new changes are refused, so that acknowledgements still fit."""
-SHORT_RATIO: Final = 0.8
-"""Above it delivered events go before their retention ends."""
+SHORT_RATIO: Final = 0.75
+"""Above it delivered events go before their retention ends; below where the journal is said to fill, which is work."""
 TAIL_BYTES: Final = 16 * 2**20
 """How much of what was committed last is kept at hand, so that sinks that keep up need not read it back."""
 VERIFIED_BYTES: Final = 2**30
@@ -560,7 +561,7 @@ class SqliteJournal:
                     name=name,
                     endpoint=self._decoded(endpoint, EndpointStatus),
                     backlog=_backlog(db, name, position),
-                    dead=_count_dead(db, "sink", name),
+                    dead=_buried(db, "sink", name).letters,
                     removed=removed,
                 )
                 for name, position, endpoint, removed in rows
@@ -578,10 +579,23 @@ class SqliteJournal:
                     name=name,
                     progress=self._decoded(progress, Progress) if progress else None,
                     incidents=_count_incidents(db, ident),
-                    dead=_count_dead(db, "source", name),
+                    dead=_buried(db, "source", name).letters,
                 )
                 for ident, name, progress in rows
             ]
+
+        return await self.run(work, write=False)
+
+    async def latest_events(self, limit: int, *, after: int = 0) -> list[Delivery]:
+        """Up to `limit` of the events committed last, newest first, of those beyond the position `after`."""
+
+        def work(db: sqlite3.Connection) -> list[Delivery]:
+            rows = db.execute(
+                f"SELECT {_EVENT_COLUMNS}, 0 FROM event e JOIN source s ON s.id = e.source "  # noqa: S608
+                "WHERE e.position > ? ORDER BY e.position DESC LIMIT ?",
+                (after, limit),
+            ).fetchall()
+            return [_delivery(row) for row in rows]
 
         return await self.run(work, write=False)
 
@@ -829,10 +843,9 @@ class SqliteSourceLease:
                 by_uuid = sorted(page.rows, key=attrgetter("uuid"))  # neighbours in the index are written together
                 _upsert_incidents(db, [_incident_row(self._id, row) for row in by_uuid])
             for bad in page.bad:
-                ident = sha256(bad.raw).hexdigest()[:32]
                 db.execute(
                     "INSERT INTO dead VALUES (?, 'source', ?, 0, ?, 1, ?, ?) ON CONFLICT DO NOTHING",
-                    (ident, self.name, bad.reason, now, bad.raw),
+                    (bad.id, self.name, bad.reason, now, bad.raw),
                 )
             db.execute("UPDATE source SET progress = ? WHERE id = ?", (msgspec.json.encode(page.progress), self._id))
             return [Delivery.of(first + index, event, bodies[index]) for index, event in enumerate(events)]
@@ -853,9 +866,9 @@ class SqliteSourceLease:
         """Returns when a commit can succeed again."""
         await self._journal.room()
 
-    async def count_dead(self) -> int:
-        """How many records of this source could not be read."""
-        return await self._journal.run(lambda db: _count_dead(db, "source", self.name), write=False)
+    async def buried(self) -> Buried:
+        """The records of this source that could not be read."""
+        return await self._journal.run(lambda db: _buried(db, "source", self.name), write=False)
 
     async def dead_letters(self) -> AsyncIterator[DeadLetter]:
         """Records that could not be read, oldest first."""
@@ -1158,9 +1171,9 @@ class SqliteSinkLease:
         self.wake()
         return events
 
-    async def count_dead(self) -> int:
-        """How many dead letters this sink has."""
-        return await self._journal.run(lambda db: _count_dead(db, "sink", self.name), write=False)
+    async def buried(self) -> Buried:
+        """The dead letters of this sink."""
+        return await self._journal.run(lambda db: _buried(db, "sink", self.name), write=False)
 
     async def dead_letters(self) -> AsyncIterator[DeadLetter]:
         """Oldest first."""
@@ -1426,11 +1439,11 @@ def _settle_one(db: sqlite3.Connection, sink: str, outcome: Outcome, at: int, no
     db.execute("DELETE FROM pending WHERE sink = ? AND position = ?", (sink, at))
 
 
-def _count_dead(db: sqlite3.Connection, component: str, name: str) -> int:
-    row: tuple[int] = db.execute(
-        "SELECT count(*) FROM dead WHERE component = ? AND name = ?", (component, name)
+def _buried(db: sqlite3.Connection, component: str, name: str) -> Buried:
+    letters, since = db.execute(
+        "SELECT count(*), min(committed) FROM dead WHERE component = ? AND name = ?", (component, name)
     ).fetchone()
-    return row[0]
+    return Buried(letters=letters, since=since)
 
 
 def _count_incidents(db: sqlite3.Connection, source: int) -> int:
@@ -1559,9 +1572,9 @@ def _older_than_sent(
 
 def _backlog(db: sqlite3.Connection, sink: str, position: int) -> Backlog:
     """What waits above that position, and what is pending below it. A command's age counts from the command."""
-    pending, first_pending, first_command = db.execute(
-        "SELECT count(*), min(position) FILTER (WHERE cause = ''), min(since) FILTER (WHERE cause <> '') "
-        "FROM pending WHERE sink = ? AND position <= ?",
+    pending, retrying, first_pending, first_command = db.execute(
+        "SELECT count(*), count(*) FILTER (WHERE attempts > 0), min(position) FILTER (WHERE cause = ''), "
+        "min(since) FILTER (WHERE cause <> '') FROM pending WHERE sink = ? AND position <= ?",
         (sink, position),
     ).fetchone()
     ahead = max(0, _last_position(db) - position)
@@ -1571,7 +1584,7 @@ def _backlog(db: sqlite3.Connection, sink: str, position: int) -> Backlog:
     ).fetchone()
     times = [first[0]] if first else []
     times += [] if first_command is None else [first_command]
-    return Backlog(events=pending + ahead, oldest=min(times, default=None))
+    return Backlog(events=pending + ahead, oldest=min(times, default=None), retrying=retrying)
 
 
 def _require_names(db: sqlite3.Connection, table: Component, old: str, new: str) -> None:

@@ -9,13 +9,22 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from relay.clock import Instant
@@ -91,21 +100,26 @@ def _listed(example: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _at_least(least: Any, shown: str) -> AfterValidator:
-    def check(value: Any) -> Any:
-        if value < least:
-            raise ValueError(f"is too small; at least {shown}")
-        return value
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """The smallest value that a key takes, and how it is written."""
 
-    return AfterValidator(check)
+    least: Any
+    shown: str
+
+    def __call__(self, value: Any) -> Any:
+        """The value. Raises ValueError when it is smaller."""
+        if value < self.least:
+            raise ValueError(f"is too small; at least {self.shown}")
+        return value
 
 
 def _duration(least: timedelta) -> AfterValidator:
-    return _at_least(least, format_duration(least))
+    return AfterValidator(AtLeast(least, format_duration(least)))
 
 
 def _size(least: int) -> AfterValidator:
-    return _at_least(least, format_size(least))
+    return AfterValidator(AtLeast(least, format_size(least)))
 
 
 def _label(value: Any) -> str:
@@ -317,15 +331,34 @@ def secret_keys(group: type[BaseModel]) -> list[str]:
     return [key for key, field in fields if Secret in (field.annotation, *get_args(field.annotation))]
 
 
-Label = Annotated[str, BeforeValidator(_label)]
-Duration = Annotated[timedelta, _parsed(parse_duration)]
+# What is written is text that we read ourselves: `WithJsonSchema` tells editors what they can't see from the type.
+Label = Annotated[str, BeforeValidator(_label), WithJsonSchema({"type": "string", "pattern": f"^{_LABEL.pattern}$"})]
+Duration = Annotated[
+    timedelta,
+    _parsed(parse_duration),
+    WithJsonSchema(
+        {"type": "string", "$comment": "duration", "pattern": r"^(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?$"}
+    ),
+]
 Positive = Annotated[Duration, _duration(timedelta(milliseconds=1))]
-Size = Annotated[int, _parsed(parse_size)]
+Size = Annotated[
+    int,
+    _parsed(parse_size),
+    WithJsonSchema({"type": "string", "$comment": "size", "pattern": r"^\d+ ?(B|[kK]B|[MGT]B|[KMGT]iB)$"}),
+]
+StartFrom = Annotated[
+    Literal["all", "now"] | Instant,
+    _parsed(parse_start),
+    WithJsonSchema({"anyOf": [{"enum": ["all", "now"]}, {"type": "string", "format": "date-time"}]}),
+]
 AnyPath = Annotated[Path, BeforeValidator(_path)]
 ReadableFile = Annotated[Path, BeforeValidator(_path), AfterValidator(_readable)]
 Endpoint = Annotated[str, BeforeValidator(_endpoint)]
 Text = Annotated[str, Field(min_length=1)]
-KafkaOptions = Annotated[dict[str, Annotated[str | Secret, BeforeValidator(_option)]], BeforeValidator(_fold_options)]
+KafkaOption = Annotated[
+    str | Secret, BeforeValidator(_option), WithJsonSchema({"type": ["string", "number", "boolean"]})
+]
+KafkaOptions = Annotated[dict[str, KafkaOption], BeforeValidator(_fold_options)]
 Proxy = Annotated[Literal["none", "env"] | Secret, BeforeValidator(_proxy)]
 Headers = Annotated[
     dict[Annotated[str, BeforeValidator(_header)], Annotated[Secret, BeforeValidator(_header_value)]],
@@ -354,7 +387,7 @@ class Backoff(_Group):
     """How long a source waits after a failure: a random time that doubles its limit from `initial` to `max`."""
 
     initial: Positive = timedelta(seconds=1)
-    """The first limit. One second is one tenth of what ESET allows per second, so a hiccup costs little."""
+    """The first limit. One second lets a hiccup cost little."""
     max: Positive = timedelta(minutes=5)
     """The last limit. Five minutes keep a recovered vendor from being met by a late relay."""
 
@@ -384,23 +417,32 @@ class Source(_Group):
     password: Secret
     """The API user's password. As `password_file` it is read again when ESET refuses it, so it can be rotated."""
     poll_interval: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(seconds=60)
-    """How often changes are asked for. A minute is one request a minute and source when nothing happens."""
+    """How often changes are asked for. A minute costs two requests a minute and source when nothing happens."""
     lookback: Duration = timedelta(minutes=5)
-    """How far each poll reaches back before what is complete, for incidents that ESET shows late."""
+    """How far each poll reaches back before what is complete, for incidents that ESET shows late.
+
+    Five minutes cost little, because what is known is recognised; what comes later still is found by the sweep.
+    """
     reconcile_interval: Annotated[Duration, _duration(timedelta(minutes=1))] = timedelta(hours=24)
-    """How often everything is compared with what is known: late arrivals, silent edits, disappearances of any age."""
-    start_from: Annotated[Literal["all", "now"] | Instant, _parsed(parse_start)] = "all"
-    """What is read on the first start: everything, nothing old, or what changed at or after a time."""
+    """How often everything is compared with what is known: late arrivals, silent edits, disappearances of any age.
+
+    Once a day, because that reads every incident; it takes a quarter of the rate at most.
+    """
+    start_from: StartFrom = "all"
+    """What is read on the first start: everything, nothing old, or what changed at or after a time.
+
+    Everything, because a pipeline without the past is rarely wanted; chat leaves the past out by itself.
+    """
     page_size: Annotated[int, Field(ge=1, le=1000)] = 1000
     """Incidents a request. The API's own limit, because requests are what it counts."""
     enrich: bool = False
-    """Whether each changed incident is fetched for its device and detection ids. Costs a request each."""
+    """Whether each changed incident is fetched for its device and detection ids. Off, for it costs a request each."""
     link: Annotated[str, BeforeValidator(_link)] | None = None
-    """A URL with `{uuid}` that leads to an incident; the API itself has none."""
+    """Leads from a message to its incident, such as `https://console.example/{uuid}`; the API itself has no URL."""
     backoff: Backoff = Backoff()
     """How long failures are waited out."""
     proxy: Proxy = "env"
-    """`none`, `env` (HTTPS_PROXY and NO_PROXY) or a URL; hidden, because it may hold a login."""
+    """Which proxy to use: none, that of the environment (HTTPS_PROXY, NO_PROXY), or this one. May hold a login."""
     tls: Tls = Tls()
     """Certificates for this tenant's hosts."""
 
@@ -452,9 +494,12 @@ class _Sink(_Group):
     omit: Annotated[tuple[str, ...], _listed(FIELDS), AfterValidator(_fields)] = ()
     """Top-level fields of an incident that this sink must not see."""
     keep: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(days=7)
-    """How long an event waits for this sink. As long as the journal's retention, when that is shorter."""
+    """How long an event waits for this sink; then it expires, and is counted. At most `journal.retention`.
+
+    Without it, a week, or the journal's retention when that is shorter.
+    """
     start: Literal["earliest", "now"] = "earliest"
-    """Where a new sink begins: with all that the journal still holds, or with what comes next."""
+    """Where a new sink begins: with all that the journal still holds, which pipelines want, or with what comes next."""
 
     when: Annotated[Text | None, BeforeValidator(_written)] = None
     """A rule in CEL: only events that it matches are sent. Without it, all are."""
@@ -472,7 +517,7 @@ class _MessageSink(_Sink):
     notify: Annotated[Label | None, BeforeValidator(_written)] = None
     """Another sink, Slack or Teams, that is told when this one is given up."""
     proxy: Proxy = "env"
-    """`none`, `env` (HTTPS_PROXY and NO_PROXY) or a URL; hidden, because it may hold a login."""
+    """Which proxy to use: none, that of the environment (HTTPS_PROXY, NO_PROXY), or this one. May hold a login."""
     tls: Tls = Tls()
     """Certificates for this sink's host."""
 
@@ -489,7 +534,7 @@ class WebhookSink(_MessageSink):
     headers: Headers = {}
     """More headers, such as Authorization. A value may come from a file, as `<name>_file`."""
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
-    """How many requests at once, each about another incident."""
+    """How many requests at once, each about another incident. Eight serve a receiver that takes a second an event."""
 
 
 class _ChatSink(_MessageSink):
@@ -498,11 +543,11 @@ class _ChatSink(_MessageSink):
     url: Annotated[Secret, BeforeValidator(_chat_url)]
     """The URL that the service gave; who knows it can post."""
     start: Literal["earliest", "now"] = "now"
-    """Where a new sink begins: with what comes next, or with all that the journal still holds."""
+    """Where a new sink begins: with what comes next, which people want, or with all that the journal still holds."""
     max_age: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(hours=24)
     """What was updated longer ago is skipped, and counted: after an outage nobody reads old alerts."""
     digest_above: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """With more waiting than that, one message stands for up to 50."""
+    """With more waiting than that, one message stands for up to 50: a channel with more is not read any more."""
     concurrency: Annotated[int, Field(ge=1, le=1)] = 1
     """One message at a time, so that a channel reads in order."""
 
@@ -529,7 +574,7 @@ class KafkaSink(_Sink):
     topic: Annotated[str, BeforeValidator(_topic)]
     """May hold `{source}` and `{severity}`; with `{severity}` order holds per topic."""
     transactional: bool = True
-    """False for brokers without transactions; then an event may be repeated, with the same id."""
+    """Only with transactions are there no repeats. False for brokers without them; a repeat then has the same id."""
     max_event_bytes: Annotated[Size, _size(1024)] = 900 * 1024
     """Above it, lists are cut. Brokers refuse messages above 1 MB unless told otherwise; headers need room as well."""
     create_topic: Annotated[CreateTopic | None, BeforeValidator(_creation)] = CreateTopic()
@@ -591,7 +636,7 @@ class Settings(BaseSettings):
     journal: Journal = Field(default_factory=Journal)
     """Where changes become durable."""
     kafka_prefix: Annotated[str, BeforeValidator(_prefix)] = "relay"
-    """Begins the relay's own topics, transactional ids and group; tells relays on one cluster apart."""
+    """Begins the relay's own topics and transactional ids; tells relays on one cluster apart."""
     kafka: KafkaOptions = {}
     """librdkafka options under their own names, for everything that talks to Kafka."""
     sinks: dict[Label, Sink] = {}

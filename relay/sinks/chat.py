@@ -87,8 +87,13 @@ class ChatSink(abc.ABC):
         await self._post(self.look.notice(notice, now=self._clock.now()), [])
 
     async def probe(self) -> str:
-        """Connects, and posts nothing."""
-        return await self._poster.probe()
+        """Connects and posts no message; where the far side can be asked without one, `; ` and what it said follow.
+
+        Raises Gone as `send` does, when the far side would take none.
+        """
+        found = await self._poster.probe()
+        said = await self._ask()
+        return f"{found}; {said}" if said else found
 
     async def close(self, timeout_seconds: float) -> None:
         """Closes the connections."""
@@ -101,6 +106,10 @@ class ChatSink(abc.ABC):
 
     async def _turn(self) -> None:  # noqa: B027  # most far sides have no pace
         """Waits as long as the far side's pace demands: here, not at all."""
+
+    async def _ask(self) -> str:
+        """Asks whether a message would be taken, by a request that posts none; empty when that is not told."""
+        return ""
 
     @abc.abstractmethod
     def _require_taken(self, reply: Reply, positions: Collection[int]) -> None:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -26,9 +27,11 @@ from relay.errors import ConfigError, Refused, Unavailable
 from relay.formats import cloudevents, native
 from relay.incidents import severity_name
 from relay.sinks import Delivery, Position
-from relay.sinks.kafka_cluster import DEFAULTS, KIB, SLICE_SECONDS, Plan, Topics, Watch, count, error_of, log
+from relay.sinks.kafka_cluster import DEFAULTS, KIB, MISSING, SLICE_SECONDS, Plan, Topics, Watch, count, error_of, log
 from relay.sinks.worker import Worker
 
+PROBE_SECONDS: Final = 12.0
+"""A person waits for a probe, its patience is shorter."""
 _ABORT_SECONDS: Final = 1.0
 _PROBE_KEY: Final = b"-probe"
 """No sink can have this name. Its record is a tombstone, which compaction removes."""
@@ -136,7 +139,8 @@ class KafkaSink:
 
         A missing topic of positions is made, the user's is not.
         """
-        link = _Link(self._plan, f"{self._plan.transactional_id}-probe")
+        plan = replace(self._plan, patience_seconds=min(self._plan.patience_seconds, PROBE_SECONDS))
+        link = _Link(plan, f"{self._plan.transactional_id}-probe")
         return await self._run(partial(_probe, link), link)
 
     async def close(self, timeout_seconds: float) -> None:
@@ -245,7 +249,7 @@ class _Link:
         except ConfigError as exc:
             raise Unavailable(str(exc), reason=exc.reason) from exc
         except KafkaException as exc:
-            raise self._watch.unavailable("probing", error_of(exc)) from exc
+            raise self._watch.unavailable("trying a transaction", error_of(exc)) from exc
         return f"{self._plan.cluster(brokers)}, {found}; a transaction was committed"
 
     def drop(self) -> None:
@@ -297,7 +301,7 @@ class _Link:
             return f"topic {topic} with {count(partitions, 'partition')}"
         if self._plan.create_topic:
             return f"topic {topic} to be made with {count(self._plan.partitions, 'partition')}"
-        raise ConfigError(self._plan.say(f"topic {topic} does not exist; create it, or allow create_topic"))
+        raise ConfigError(self._plan.say(f"topic {topic} does not exist; {MISSING}"))
 
     def _ensure_topics(self, names: Iterable[str]) -> None:
         for name in names:

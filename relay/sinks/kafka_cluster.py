@@ -22,6 +22,9 @@ KIB: Final = 1024
 SLICE_SECONDS: Final = 0.25
 """No call into librdkafka blocks for longer, so that a cancelled or closed sink lets go soon."""
 
+CONNECT_SECONDS: Final = 8.0
+"""How long a person waits for the first broker to answer."""
+
 DEFAULTS: Final[Mapping[str, str | int]] = {
     "client.id": "incident-relay",
     "compression.type": "lz4",
@@ -44,25 +47,47 @@ _CURSORS: Final[Mapping[str, str]] = {
 }
 _SECRET: Final = re.compile(r"password|secret|key\.pem|sasl\.oauthbearer\.config|sasl\.jaas", re.IGNORECASE)
 _UNKNOWN_TOPIC: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
-_LOGIN: Final = ("login_refused", "check sasl.mechanism, sasl.username and sasl.password")
-_FENCED: Final = ("fenced", "another relay uses this transactional id, or the transaction took too long")
-_HINTS: Final[Mapping[int, tuple[str, str]]] = {
+_LOGIN: Final = (
+    "login_refused",
+    "the broker refused the login",
+    "check sasl.mechanism, sasl.username and sasl.password",
+)
+_FENCED: Final = ("fenced", "", "another relay uses this transactional id, or the transaction took too long")
+_NO_TOPIC: Final = ("no_topic", "", "the topic was deleted; it is looked for again")
+_UNREACHED: Final = (
+    "unavailable",
+    "no broker could be used",
+    "check bootstrap.servers and security.protocol, and that this machine reaches every broker by its advertised name",
+)
+_HINTS: Final[Mapping[int, tuple[str, str, str]]] = {
     KafkaError._AUTHENTICATION: _LOGIN,
     KafkaError.SASL_AUTHENTICATION_FAILED: _LOGIN,
-    KafkaError._SSL: ("tls", "check security.protocol, ssl.ca.location and the broker's certificate"),
+    KafkaError._SSL: ("tls", "TLS failed", "check security.protocol, ssl.ca.location and the broker's certificate"),
     KafkaError._FENCED: _FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH: _FENCED,
     KafkaError.TOPIC_AUTHORIZATION_FAILED: (
         "forbidden",
-        "allow Describe and Write on the topic; on {kafka_prefix}.cursors also Create, Read and DescribeConfigs",
+        "{user} lacks a right",
+        "allow {user} Describe and Write on topic {topic}; on {cursors} also Create, Read and DescribeConfigs",
     ),
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: ("forbidden", "allow IdempotentWrite on the cluster"),
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: (
+        "forbidden",
+        "{user} lacks a right",
+        "allow {user} IdempotentWrite on the cluster",
+    ),
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: (
         "forbidden",
-        "allow Describe and Write on the transactional ids that begin with kafka_prefix",
+        "{user} may not use transactions",
+        "allow {user} Describe and Write on the transactional ids that begin with {prefix}-",
     ),
-    **dict.fromkeys(_UNKNOWN_TOPIC, ("no_topic", "the topic was deleted; it is looked for again")),
+    **dict.fromkeys(_UNKNOWN_TOPIC, _NO_TOPIC),
 }
+"""By code: the reason, what it means and what to do."""
+_NOISE: Final = re.compile(
+    r"^\w+://|/bootstrap(?=:)|Connect to \S+ failed: |SASL authentication error: | \(after \d+ms in state .*\)"
+)
+"""What librdkafka adds, and nobody needs."""
+MISSING: Final = "create it, or leave create_topic out, so that the relay makes it"
 _DECISIVE: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 log = logging.getLogger(__name__)
@@ -96,6 +121,16 @@ class Plan:
         """Whoever uses it fences whoever used it before."""
         return f"{self.prefix}-{self.journal_id}-{self.name}"
 
+    def named(self, text: str) -> str:
+        """`text` with the names of this sink in its places."""
+        user = self.options.get("sasl.username")
+        return text.format(
+            user=f"User:{user}" if user else "the relay's user",
+            topic=self.topic,
+            cursors=self.cursors,
+            prefix=self.prefix,
+        )
+
     def connection(self) -> dict[str, Any]:
         """The options that every kind of client takes."""
         known = {**DEFAULTS, **self.options}
@@ -108,7 +143,7 @@ class Plan:
 
     def say(self, text: str, error: KafkaError | None = None) -> str:
         """One line about this sink, without secrets."""
-        line = f"kafka sink {self.name}: {text}" + (f": {error.str()}" if error is not None else "")
+        line = f"kafka sink {self.name}: {text}" + (f": {_NOISE.sub('', error.str())}" if error is not None else "")
         for key, value in self.options.items():
             if value and _SECRET.search(key):
                 line = line.replace(value, "***")
@@ -135,7 +170,8 @@ class Watch:
 
     def hear(self, error: KafkaError) -> None:
         """librdkafka's error callback."""
-        self._latest = error
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._latest = error
         if error.code() in _DECISIVE:
             self._refusal = error
 
@@ -159,9 +195,19 @@ class Watch:
 
     def unavailable(self, doing: str, error: KafkaError | None) -> Unavailable:
         """What this error means for the operator."""
-        reason, hint = _HINTS.get(error.code(), ("unavailable", "")) if error is not None else ("unavailable", "")
-        text = self._plan.say(doing, error)
-        return Unavailable(f"{text}; {hint}" if hint else text, reason=reason)
+        reason, meaning, hint = _HINTS.get(error.code(), ("unavailable", "", "")) if error else ("unavailable", "", "")
+        if reason == "forbidden":  # the broker's own words say no more
+            error = None
+        return self._told(f"{doing}: {self._plan.named(meaning)}" if meaning else doing, error, reason, hint)
+
+    def unreached(self, error: KafkaError) -> Unavailable:
+        """Nothing was answered at all: what was heard aside says more than that it took too long."""
+        reason, meaning, hint = _UNREACHED
+        return self._told(meaning, self._latest or error, reason, hint)
+
+    def _told(self, text: str, error: KafkaError | None, reason: str, hint: str) -> Unavailable:
+        text = self._plan.say(text, error)
+        return Unavailable(f"{text}; {self._plan.named(hint)}" if hint else text, reason=reason)
 
 
 class Topics:
@@ -174,8 +220,11 @@ class Topics:
         self._admin = AdminClient(options)
 
     def brokers(self) -> int:
-        """How many nodes the cluster has."""
-        return len(self._ask("connecting", self._admin.describe_cluster()).nodes)
+        """How many nodes the cluster has. Raises Unavailable when none answers."""
+        try:
+            return len(self._ask("connecting", self._admin.describe_cluster(request_timeout=CONNECT_SECONDS)).nodes)
+        except KafkaException as exc:
+            raise self._watch.unreached(error_of(exc)) from exc
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has, 0 when there is none. Raises Unavailable when it may not be written."""
@@ -185,10 +234,13 @@ class Topics:
         except KafkaException as exc:
             if error_of(exc).code() in _UNKNOWN_TOPIC:
                 return 0
+            if error_of(exc).code() == KafkaError._TIMED_OUT:
+                raise self._watch.unreached(error_of(exc)) from exc
             raise self._watch.unavailable(f"looking at topic {topic}", error_of(exc)) from exc
         if found.authorized_operations is not None and AclOperation.WRITE not in found.authorized_operations:
             raise Unavailable(
-                self._plan.say(f"topic {topic} may not be written; allow Write on it"), reason="forbidden"
+                self._plan.say(f"topic {topic} may not be written; {self._plan.named('allow {user} Write on it')}"),
+                reason="forbidden",
             )
         return len(found.partitions)
 
@@ -197,7 +249,7 @@ class Topics:
         if self.partitions(topic):
             return
         if not self._plan.create_topic:
-            raise ConfigError(self._plan.say(f"topic {topic} does not exist; create it, or allow create_topic"))
+            raise ConfigError(self._plan.say(f"topic {topic} does not exist; {MISSING}"))
         self._create(topic, self._plan.partitions, {})
 
     def ensure_cursors(self) -> None:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import unquote
 
 import httpx
@@ -113,8 +113,20 @@ class Poster:
         A 2xx is only given when its body came whole (or up to the limit) in time; of another status, what came of the
         body will do. Raises Unavailable, whose reason is a `FailureReason` or `configuration`.
         """
+        return await self._answered(self._target(), "POST", body, headers)
+
+    async def ask(
+        self, method: Literal["GET", "POST"], path: re.Pattern[str], body: bytes, headers: Mapping[str, str]
+    ) -> Reply | None:
+        """The answer to a request that carries no message; None, and nothing is asked, for a URL of another path.
+
+        Raises as `post` does.
+        """
         url = self._target()
-        request = self._request(url, body, headers)
+        return await self._answered(url, method, body, headers) if path.fullmatch(url.path) else None
+
+    async def _answered(self, url: httpx.URL, method: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        request = self._request(url, method, body, headers)
         began = self._clock.monotonic()
         got = await self._exchange(request)
         # Raised here and not where it was caught: what is behind it holds the URL in its text.
@@ -172,7 +184,7 @@ class Poster:
         except ConfigError as exc:
             raise Unavailable(str(exc), reason=CONFIGURATION) from None
 
-    def _request(self, url: httpx.URL, body: bytes, headers: Mapping[str, str]) -> httpx.Request:
+    def _request(self, url: httpx.URL, method: str, body: bytes, headers: Mapping[str, str]) -> httpx.Request:
         own = dict(_OWN_HEADERS)
         if url.userinfo:
             # aiohttp refuses credentials in a URL beside a header of that name.
@@ -186,10 +198,10 @@ class Poster:
                     reason=CONFIGURATION,
                 )
         return self._http.build_request(
-            "POST",
+            method,
             url.copy_with(userinfo=b"", fragment=None),
             content=body if len(body) <= _PIECE_BYTES else _pieces(body),
-            headers={**own, "content-length": str(len(body))},
+            headers=own if method == "GET" else {**own, "content-length": str(len(body))},
             timeout=self._timeout_seconds,
         )
 

@@ -83,6 +83,11 @@ PERMANENT: Final[Mapping[str, tuple[str, str]]] = {
 }
 """What it means, and what a person has to do: trying again does not help."""
 
+_WEBHOOK: Final = re.compile(r"/services/[^/]+/[^/]+/[^/]+/?")
+"""Slack's own URLs of incoming webhooks. Others, as those that start a workflow in Slack, are not asked."""
+_NO_MESSAGE: Final = b"no message: relay check asks whether this webhook exists"
+"""Not JSON: Slack answers `invalid_payload` when the webhook exists, and says what is wrong when it does not."""
+
 _EXHAUSTED: Final = frozenset({"message_limit_exceeded", "rate_limited", "ratelimited"})
 
 
@@ -101,6 +106,17 @@ class SlackSink(ChatSink):
         self._next_turn = self._clock.monotonic() + max(0.0, wait) + SECONDS_PER_MESSAGE
         if wait > 0:
             await self._clock.sleep(wait)
+
+    async def _ask(self) -> str:
+        reply = await self._poster.ask("POST", _WEBHOOK, _NO_MESSAGE, {"content-type": "application/json"})
+        if reply is None:
+            return ""
+        word = _word(reply)
+        if word in PERMANENT:
+            self._require_taken(reply, [])
+        if word in MESSAGE_AT_FAULT:
+            return "Slack knows the webhook"
+        return f"Slack answered {reply.status}, which does not tell whether it knows the webhook"
 
     def _require_taken(self, reply: Reply, positions: Collection[int]) -> None:
         word = _word(reply)

@@ -102,7 +102,9 @@ async def whole(client: EsetClient, bootstrap: str, folder: Path) -> int:
             journal_id=journal.id,
             partitions=PARTITIONS,
         )
-        courier = Courier(sink=sink, lease=lease, kind="kafka", target="", metrics=metrics.sink("siem"), clock=CLOCK)
+        courier = Courier(
+            sink=sink, lease=lease, kind="kafka", target="", keep_seconds=1e9, metrics=metrics.sink("siem"), clock=CLOCK
+        )
         poller = make_poller(client, source, metrics)
         sending = asyncio.create_task(courier.run())
         report = await poller.backfill()

@@ -70,8 +70,8 @@ BREAKS = (
         guarantee="Complete",
         what="the watermark is the latest row of the last page",
         file="relay/poller.py",
-        old="            return filed(progress, step.state, step.as_of)\n",
-        new="            return filed(progress, step.state, step.sheet.last or step.as_of)\n",
+        old="            return filed(counted, step.state, step.as_of)\n",
+        new="            return filed(counted, step.state, step.sheet.last or step.as_of)\n",
         tests=PASSES,
     ),
     Break(
@@ -312,8 +312,8 @@ BREAKS = (
         guarantee="Complete",
         what="hunt: the watermark is the latest row of a page",
         file="relay/poller.py",
-        old="            return filed(progress, step.state, step.as_of)\n",
-        new="            return filed(progress, step.state, step.sheet.last or step.as_of)\n",
+        old="            return filed(counted, step.state, step.as_of)\n",
+        new="            return filed(counted, step.state, step.sheet.last or step.as_of)\n",
         command=HUNT,
     ),
     Break(

@@ -358,6 +358,7 @@ class World:
                 lease=await journal.sink(name, start="earliest", keep_seconds=1e9),
                 kind="memory",
                 target=name,
+                keep_seconds=1e9,
                 metrics=cast(SinkMetrics, _Deaf()),
                 clock=self.local,
             )

@@ -169,8 +169,11 @@ async def test_a_wrong_password(
     (tmp_path / "secret").write_text("canary-wrong\n")
     line = await source_line(settings_of(password=None, password_file="secret"))
     assert (line.outcome, line.command) == ("fail", "relay check")
-    assert line.text == f"127.0.0.1:{served.port} refused the login with {status}"
-    assert line.cure == "Check username and password_file of this source, then:"
+    assert line.text == (
+        f"127.0.0.1:{served.port} refused the login with {status}: wrong user name or password, or an account of "
+        "another region"
+    )
+    assert line.cure.startswith("Check username, password_file, base_url and token_url of this source; ")
 
 
 async def test_a_password_that_went_away(settings_of: Callable[..., Settings], tmp_path: Path) -> None:
@@ -187,18 +190,18 @@ async def test_a_password_that_went_away(settings_of: Callable[..., Settings], t
     ("fault", "text", "cure"),
     [
         (Fault(effect="answer", on="login", status=403), "refused the login with 403", "Use an API user"),
-        (Fault(effect="answer", on="login", status=404), "refused the login with 404", "Check region or token_url"),
+        (Fault(effect="answer", on="login", status=404), "refused the login with 404", "Check base_url and token_url"),
         (Fault(effect="answer", on="login", status=503), "answered 503", "The relay tries again by itself."),
         (
             Fault(effect="answer", on="login", body="<html>"),
             "answered what cannot be used",
             "Let base_url and token_url",
         ),
-        (Fault(effect="answer", on="list", status=403), "; the incidents were refused with 403", "Give the API user"),
+        (Fault(effect="answer", on="list", status=403), "; the incidents were refused with 403", "In ESET PROTECT Hub"),
         (
             Fault(effect="answer", on="list", status=404),
             "; the incidents were refused with 404",
-            "Check region or base",
+            "Check base_url and token_url",
         ),
         (Fault(effect="answer", on="list", status=501), "; the incidents were refused with 501", "Use a region and a"),
         (Fault(effect="answer", on="list", status=401), "; the incidents were refused with 401", "Let base_url and"),
@@ -270,7 +273,7 @@ async def test_silence_ends(
 async def test_a_host_that_does_not_exist(settings_of: Callable[..., Settings]) -> None:
     line = await source_line(settings_of(base_url="https://api.invalid", token_url="https://iam.invalid/oauth/token"))
     assert line.text == "iam.invalid cannot be resolved"
-    assert line.cure.startswith("Check region, or base_url and token_url")
+    assert line.cure == "Check base_url and token_url of this source, and the DNS of this machine, then:"
 
 
 async def test_a_port_that_is_closed_names_the_host_that_was_asked(
@@ -285,13 +288,14 @@ async def test_a_port_that_is_closed_names_the_host_that_was_asked(
 async def test_tls_that_fails(served: Served, settings_of: Callable[..., Settings]) -> None:
     url = served.base_url.replace("http:", "https:")
     line = await source_line(settings_of(base_url=url, token_url=f"{url}/oauth/token"))
-    assert line.text.startswith(f"TLS with 127.0.0.1:{served.port} failed")
-    assert "tls.ca_file" in line.cure
+    assert line.text.startswith(f"TLS with 127.0.0.1:{served.port} failed: it does not speak TLS there")
+    assert line.cure.startswith("Check base_url and token_url of this source, and tls.cert_file where ")
 
 
 async def test_a_proxy_that_is_not_there(settings_of: Callable[..., Settings]) -> None:
-    line = await source_line(settings_of(proxy=f"http://canary:canary@127.0.0.1:{a_closed_port()}"))
-    assert line.text.startswith("the proxy on the way to 127.0.0.1:")
+    port = a_closed_port()
+    line = await source_line(settings_of(proxy=f"http://canary:canary@127.0.0.1:{port}"))
+    assert line.text.startswith(f"the proxy 127.0.0.1:{port} on the way to 127.0.0.1:")
     assert line.cure.startswith("Check proxy of this source")
 
 
@@ -397,7 +401,7 @@ async def test_a_topic_that_nobody_made(kafka: Kafka, settings_of: Callable[...,
     )
     line = named(await check(settings, offline=False), "siem")
     assert (line.outcome, line.text) == ("fail", f"topic {topic} does not exist")
-    assert line.cure == "Create it, or allow create_topic. To try again:"
+    assert line.cure == "Create it, or leave create_topic out, so that the relay makes it. To try again:"
 
 
 @pytest.mark.kafka
@@ -600,10 +604,10 @@ def test_the_kind_of_a_chats_url_is_told(sink: Any, url: str, outcome: str, text
             "Check url of this sink, and the DNS",
         ),
         ({"url": "closed"}, "127.0.0.1:{port} refused the connection", "Let this machine reach that host"),
-        ({"url": "https"}, "TLS with 127.0.0.1:{open} failed", "Where a proxy inspects TLS, name its authority"),
+        ({"url": "https"}, "TLS with 127.0.0.1:{open} failed: it does not speak TLS there", "Check url of this sink"),
         (
             {"proxy": "http://canary:canary@127.0.0.1:{port}"},
-            "the proxy on the way to 127.0.0.1:{open} cannot be used",
+            "the proxy 127.0.0.1:{port} on the way to 127.0.0.1:{open} cannot be reached",
             "Check proxy of this sink",
         ),
         ({"url": "https://169.254.169.254/canary"}, "169.254.169.254 is link-local", "Let url of this sink lead"),

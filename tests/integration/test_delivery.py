@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.clock import SECOND
 from relay.delivery import Courier
 from relay.errors import Gone, JournalUnavailable, Refused, SinkError, Unavailable
 from relay.journal import EndpointStatus, Outcome, PageCommit, Progress, SinkLease, SourceLease
@@ -72,6 +73,7 @@ class Stage:
             kind="memory",
             target="",
             rule=rule,
+            keep_seconds=1e9,
             metrics=self.metrics.sink(name),
             clock=self.clock,
         )
@@ -271,6 +273,29 @@ async def test_an_acknowledgement_that_cannot_be_recorded_is_recorded_later_and_
     await drained(courier)
     assert uuids(sink) == ["u0", "u1", "u2"]
     assert (await lease.backlog()).events == 0
+
+
+async def test_the_lag_ends_with_the_acknowledgement_however_slow_the_journal(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.fill(1)
+    sink = MemorySink()
+    courier, lease = await stage.courier(sink)
+    settle = lease.settle
+    now = stage.clock.now()
+
+    async def slow(
+        outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None, *, durable: bool = True
+    ) -> None:
+        stage.clock.advance(30)
+        await settle(outcomes, endpoint, durable=durable)
+
+    monkeypatch.setattr(lease, "settle", slow)
+    await drained(courier)
+    [delivery] = sink.arrived
+    assert stage.clock.now() > now
+    assert stage.value("relay_delivery_seconds_sum", sink="siem") == 0
+    assert stage.value("relay_lag_seconds_sum", sink="siem") == pytest.approx((now - delivery.updated) / SECOND)
 
 
 async def test_what_the_far_side_already_holds_is_not_sent_again(stage: Stage) -> None:

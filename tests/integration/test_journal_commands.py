@@ -119,10 +119,10 @@ async def test_a_redriven_letter_arrives_once_with_its_id_and_is_dead_no_more(
         assert claim.upto is None
         assert (claim.deliveries[0].attempts, claim.deliveries[0].origin) == (0, "poll")
         await sink.settle(outcomes(claim))
-        assert await sink.count_dead() == 1
+        assert (await sink.buried()).letters == 1
         assert (await sink.redrive(None)).events == 1
         assert await deliver(sink, in_order=in_order) == [expected[2]]
-        assert await sink.count_dead() == 0
+        assert (await sink.buried()).letters == 0
         assert (await sink.redrive(None)).events == 0
     async with open_journal() as journal:
         assert await deliver(await sink_of(journal), in_order=in_order) == []
@@ -198,7 +198,7 @@ async def test_a_version_older_than_one_that_was_sent_is_redriven_only_when_told
         await bury(sink, [events[0].id, events[1].id])
         refused = await sink.redrive(None)
         assert (refused.events, set(refused.older)) == (0, {events[0].id, events[1].id})
-        assert await sink.count_dead() == 2
+        assert (await sink.buried()).letters == 2
         assert (await sink.redrive(None, superseded=True)).events == 2
         assert await deliver(sink) == [events[0].id, events[1].id]
 
@@ -446,7 +446,7 @@ async def test_bad_records_are_discarded_by_id_or_all(open_journal: OpenJournal)
         assert [letter.id async for letter in lease.dead_letters()] == [second.id]
         assert await journal.discard("source", "globex") == 0
         assert await journal.discard("source", "acme") == 1
-        assert await lease.count_dead() == 0
+        assert (await lease.buried()).letters == 0
 
 
 # -- what is known, and names -----------------------------------------------------------------------------------------
@@ -518,7 +518,7 @@ async def test_a_renamed_source_keeps_ledger_progress_and_letters_and_its_events
         lease = await journal.source("globex")
         assert lease.progress == PROGRESS
         assert await lease.known(["u1"]) == {"u1": known}
-        assert await lease.count_dead() == 2
+        assert (await lease.buried()).letters == 2
         row = msgspec.structs.replace(known, sequence=3)
         await lease.commit(PageCommit(progress=PROGRESS, rows=[row], events=renamed[2:]))
         sink = await sink_of(journal)
@@ -641,6 +641,7 @@ async def test_what_an_older_relay_left_is_taken_over(
             for statement in (
                 "DROP INDEX incident_created",
                 "DROP INDEX dead_committed",
+                "DROP INDEX dead_since",
                 "DROP INDEX pending_own",
                 "DROP TABLE renamed",
                 "DROP TABLE done",

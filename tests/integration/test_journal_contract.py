@@ -13,6 +13,7 @@ from relay.clock import SECOND
 from relay.errors import JournalFull, JournalLocked
 from relay.incidents import BadRecord, Event, Known
 from relay.journal import (
+    Buried,
     Claim,
     EndpointStatus,
     Journal,
@@ -287,7 +288,7 @@ async def test_a_dead_letter_is_kept_and_never_claimed_again(open_journal: OpenJ
         sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
         claim = await sink.claim(10, in_order=True)
         await sink.settle([Outcome(positions=[claim.deliveries[2].position], kind="dead", reason="too_large")])
-        assert await sink.count_dead() == 1
+        assert await sink.buried() == Buried(letters=1, since=START)
     async with open_journal() as journal:
         sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
         assert ids(await sink.claim(10, in_order=True)) == [*expected[:2], expected[3]]
@@ -322,6 +323,43 @@ async def test_one_sinks_backlog_is_its_own(open_journal: OpenJournal, clock: Fa
         assert (await fast.backlog()).events == 0
         backlog = await slow.backlog()
         assert (backlog.events, backlog.oldest) == (3, committed)
+
+
+async def test_a_backlog_tells_how_many_were_tried_before(open_journal: OpenJournal, clock: FakeClock) -> None:
+    async with open_journal() as journal:
+        await fill(await journal.source("acme"), 3)
+        sink = await journal.sink("soar", start="earliest", keep_seconds=KEEP_SECONDS)
+        claim = await sink.claim(2, in_order=False)
+        assert (await sink.backlog()).retrying == 0
+        await sink.settle(outcomes(claim, "retry", due=clock.now() + 60 * SECOND, reason="http_500"))
+        backlog = await sink.backlog()
+        assert (backlog.events, backlog.retrying) == (3, 2)
+
+
+async def test_the_latest_events_come_newest_first(open_journal: OpenJournal) -> None:
+    async with open_journal() as journal:
+        assert await journal.latest_events(10) == []
+        lease = await journal.source("acme")
+        expected = await fill(lease, 5)
+        newest = await journal.latest_events(3)
+        assert [event.id for event in newest] == expected[:1:-1]
+        more = await fill(lease, 2, prefix="new")
+        found = await journal.latest_events(10, after=newest[0].position)
+        assert [event.id for event in found] == more[::-1]
+        assert await journal.latest_events(10, after=found[0].position) == []
+
+
+async def test_dead_letters_are_counted_from_the_oldest(open_journal: OpenJournal, clock: FakeClock) -> None:
+    async with open_journal() as journal:
+        lease = await journal.source("acme")
+        sink = await journal.sink("siem", start="earliest", keep_seconds=KEEP_SECONDS)
+        assert await sink.buried() == await lease.buried() == Buried(letters=0, since=None)
+        for _ in range(2):
+            await fill(lease, 1, prefix=str(clock.now()))
+            clock.advance(60)
+            await sink.settle(outcomes(await sink.claim(1, in_order=True), "dead", reason="no"))
+        assert await sink.buried() == Buried(letters=2, since=START + 60 * SECOND)
+        assert (await lease.buried()).letters == 0
 
 
 async def test_an_atomic_sinks_position_wins_over_ours(open_journal: OpenJournal) -> None:
@@ -438,7 +476,7 @@ async def test_a_full_journal_refuses_changes_and_still_records_acknowledgements
         await lease.commit(PageCommit(progress=PROGRESS))
         refused = await sink.claim(100, in_order=True)
         await sink.settle(outcomes(refused, "dead", reason="too large"))
-        assert await sink.count_dead() == 100
+        assert (await sink.buried()).letters == 100
         waiting = asyncio.create_task(lease.room())
         await journal.tend()
         await asyncio.sleep(0)

@@ -233,7 +233,13 @@ async def test_at_a_full_journal_deliveries_go_on_until_room_is_back(tmp_path: P
     metrics = Metrics(clock)
     out = tmp_path / "events.ndjson"
     courier = Courier(
-        sink=FileSink(out), lease=sink, kind="file", target=str(out), metrics=metrics.sink("disk"), clock=clock
+        sink=FileSink(out),
+        lease=sink,
+        kind="file",
+        target=str(out),
+        keep_seconds=1e9,
+        metrics=metrics.sink("disk"),
+        clock=clock,
     )
     courier.drain()
     await courier.run()

@@ -600,3 +600,23 @@ def test_a_dead_sink_delays_no_other(play: Callable[[Story], None]) -> None:
         assert stage.far.times[-1] - began < 5
 
     play(story)
+
+
+def test_the_lag_ends_with_the_acknowledgement_however_slow_the_disk(play: Callable[[Story], None]) -> None:
+    async def story(stage: Stage) -> None:
+        messenger = await stage.messenger()
+        async with stage.running(messenger):
+            [event] = await stage.happen("u")
+            stage.loop.disk = Disk(
+                stage.loop, point=lambda _: None, fails=lambda _: None, done=lambda: None, seconds=lambda: 30.0
+            )
+            await stage.clock.sleep(600)
+        value = stage.metrics.registry.get_sample_value
+        [acknowledged] = stage.far.times
+        lag = value("relay_lag_seconds_sum", {"sink": "soar"})
+        assert value("relay_delivery_seconds_sum", {"sink": "soar"}) == pytest.approx(stage.far.seconds)
+        assert lag == pytest.approx(
+            (stage.clock.now() - event.updated) / SECOND - stage.clock.monotonic() + acknowledged
+        )
+
+    play(story)

@@ -384,7 +384,9 @@ async def test_trap_10_what_was_read_but_not_acknowledged_is_sent_after_a_crash(
     async def deliver(journal: SqliteJournal, sink: Fickle, *, seconds: float) -> None:
         lease = await journal.sink("soar", start="earliest", keep_seconds=1e9)
         counts = Metrics(clock).sink("soar")
-        courier = Courier(sink=sink, lease=lease, kind="memory", target="", metrics=counts, clock=clock)
+        courier = Courier(
+            sink=sink, lease=lease, kind="memory", target="", keep_seconds=1e9, metrics=counts, clock=clock
+        )
         running = asyncio.create_task(courier.run())
         await asyncio.wait([running], timeout=seconds)
         running.cancel()

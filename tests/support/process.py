@@ -113,7 +113,7 @@ class Child:
         document: dict[str, Any] = (await self.get("/api/status")).raise_for_status().json()
         return document
 
-    async def metric(self, name: str, **labels: str) -> float:
+    async def metric(self, name: str, /, **labels: str) -> float:
         """The sum of the samples of this name that have these labels; 0 when there is none yet."""
         text = (await self.get("/metrics")).raise_for_status().text
         return sum(

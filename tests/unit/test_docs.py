@@ -23,7 +23,7 @@ CONTENTS = {
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_FILE = re.compile(r"([\w.]+_file): (/run/secrets/\w+)")
+_FILE = re.compile(r"([\w.]+_file): (/(?:run|etc/relay)/secrets/\w+)")
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -21,7 +21,7 @@ def strike(position: int, *, attempts: int = 0) -> Strike:
 def test_a_late_failure_starts_no_stopped_endpoint_again(stop: str, error: Unavailable) -> None:
     breaker = Breaker(EndpointStatus(), clock=FakeClock())
     if stop == "park":
-        breaker.park("answered 410")
+        breaker.park("answered 410", "gone")
     else:
         breaker.disable()
     stopped = breaker.status

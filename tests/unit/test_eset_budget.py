@@ -98,3 +98,15 @@ async def test_share_is_a_factor_of_the_address_budget() -> None:
     assert budget.requests_per_second == pytest.approx(2)
     budget.change(requests_per_second=4)
     assert budget.requests_per_second == pytest.approx(1)
+
+
+async def test_what_was_used_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = RateBudget(1000)
+    assert budget.used_per_second == 0
+    await budget.turn("live")
+    await budget.turn("sweep")
+    assert budget.used_per_second == 2 / 60
+    loop = asyncio.get_running_loop()
+    later = loop.time() + 61
+    monkeypatch.setattr(loop, "time", lambda: later)
+    assert budget.used_per_second == 0

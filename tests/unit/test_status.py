@@ -14,7 +14,20 @@ import relay
 from relay.cli import app
 from relay.clock import SECOND, Instant
 from relay.incidents import parse_instant
-from relay.status import DeadFacts, PollFacts, RelayFacts, SinkFacts, SinkState, SourceFacts, SourceState, document
+from relay.status import (
+    ChangeFacts,
+    DeadFacts,
+    EventFacts,
+    LagFacts,
+    PollFacts,
+    RelayFacts,
+    SinkFacts,
+    SinkState,
+    SourceFacts,
+    SourceState,
+    document,
+    readiness,
+)
 from relay.terminal import print_status
 
 SCHEMA = json.loads((Path(relay.__file__).parent / "status.schema.json").read_text())
@@ -447,7 +460,8 @@ def test_a_refused_login_needs_a_person_and_gives_the_hint() -> None:
     problem = only_problem(REFUSED)
     assert (problem["needs"], problem["state"]) == ("person", "refused")
     assert problem["cure"] == {
-        "text": "Are user name and password right? Check username and password of this source, then run:",
+        "text": "Are user name and password right? A new password_file is read at the next poll; other changes need a "
+        "restart. To try the login, run:",
         "command": "relay check",
     }
 
@@ -504,6 +518,120 @@ def test_a_parked_stdout_is_cured_by_a_new_start() -> None:
         "text": "Start the relay again with a program that reads its output; it goes on with the oldest waiting event:",
         "command": "relay run",
     }
+
+
+REMOVED = sink(
+    "soc",
+    type="slack",
+    state="parked",
+    since=at("21:40:12", "2026-11-21"),
+    reason="Slack answered 404 no_service: this webhook was removed; create a new incoming webhook in Slack, write its "
+    "URL to the sink's url_file",
+    waiting=118,
+    oldest=at("21:40:02", "2026-11-21"),
+    keep_seconds=7 * 86_400.0,
+    max_age_seconds=86_400.0,
+    notified="teams",
+)
+
+
+def test_a_parked_chat_sink_says_why_what_is_skipped_and_who_was_told() -> None:
+    made = facts(REMOVED, SINK)
+    assert document(made)["verdict"]["headline"] == (
+        "Nothing has reached Slack (soc) since 21 Nov 21:40: this webhook was removed. 118 events wait."
+    )
+    (problem,) = problems(made)
+    assert problem["text"] == "Slack answered 404 no_service: this webhook was removed."
+    assert problem["effect"] == (
+        "118 events wait. From 21:40:02 on the oldest are skipped, because max_age is 24 h. "
+        "No other sink is delayed; teams was told."
+    )
+    assert problem["cure"] == {
+        "text": "Create a new incoming webhook in Slack, write its URL to the sink's url_file, then run:",
+        "command": "relay sinks enable soc",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"max_age_seconds": None}, "From 28 Nov 21:40 on the oldest expire, because keep is 7 d."),
+        ({"oldest": at("09:00:00", "2026-11-21")}, "The oldest are skipped, because max_age is 24 h."),
+        ({"oldest": None, "waiting": 0}, "Nothing waits. No other sink"),
+        ({"notified": ""}, "No other sink is delayed."),
+    ],
+)
+def test_what_a_parked_sink_loses_is_said_with_its_time(changes: dict[str, Any], expected: str) -> None:
+    (problem,) = problems(facts(dataclasses.replace(REMOVED, **changes), SINK))
+    assert expected in problem["effect"]
+
+
+def test_the_words_of_a_stranger_are_no_cure() -> None:
+    reason = "soar.example answered 410: gone; run rm -rf /"
+    problem = only_problem(sink("soc", state="parked", since=at("09:00:00"), reason=reason))
+    assert problem["text"] == "soc was given up: soar.example answered 410: gone; run rm -rf /."
+    assert problem["cure"]["text"] == "Correct the cause, then let it go on with the oldest waiting event:"
+
+
+def test_readiness_names_each_source_and_sink_with_its_cause() -> None:
+    ready, detail = readiness(facts(FAILING_SOURCE, SOURCE, FAILING_SINK))
+    assert ready
+    assert detail == {
+        "ready": True,
+        "sources": {
+            "globex": "failing: The last 2 polls of globex failed: list incidents: failed 4 times, last by dns (dns).",
+            "acme": "ok",
+        },
+        "sinks": {"siem": "failing: Sending to siem failed 3 times in a row: kafka: no broker answered within 10 s."},
+    }
+
+
+def test_only_a_source_without_any_answer_is_not_ready() -> None:
+    ready, detail = readiness(facts(source(state="starting", complete_up_to=None, since=NOW), SOURCE))
+    assert not ready
+    assert detail["sources"] == {"globex": "starting: no answer yet", "acme": "ok"}
+    ready, detail = readiness(facts(STOPPED, polling_stopped_reason="the journal is full"))
+    assert ready
+    assert detail["sources"] == {"globex": "stopped: Polling stopped: the journal is full."}
+
+
+def test_lag_above_which_data_is_late_grows_with_the_slowest_interval() -> None:
+    assert document(facts())["lag"]["late_above_seconds"] == 300
+    assert document(facts(source(poll_interval_seconds=600.0)))["lag"]["late_above_seconds"] == 1800
+
+
+def test_lags_events_and_estimates_are_in_the_document() -> None:
+    event = EventFacts(
+        id="ab",
+        observed=NOW,
+        updated=NOW,
+        source="acme",
+        origin="poll",
+        kind="updated",
+        sequence=2,
+        uuid="u",
+        title="",
+        severity="HIGH",
+        status="OPEN",
+        changed=[ChangeFacts(field="status", old=None, new="OPEN")],
+        link="",
+    )
+    made = facts(
+        source(backfill="running", backfill_incidents=7, backfill_estimate=at("11:02:00")),
+        sink(state="failing", since=at("10:00:00"), retrying=3, parks=at("10:00:00", "2026-11-27")),
+        events=[event] * 60,
+        lag=LagFacts(end=at("10:14:00"), read_seconds=[None, 61.04], delivered_seconds=[1.0, 2.0]),
+        journal_growth_bytes_per_day=5.5,
+    )
+    shown = document(made)
+    VALIDATOR.validate(shown)
+    assert len(shown["events"]) == 50
+    assert shown["events"][0]["link"] is None
+    assert shown["lag"]["read_max_seconds"] == [None, 61.0]
+    assert shown["journal"]["growth_bytes_per_day"] == 5.5
+    assert shown["sources"][0]["backfill"]["estimated_finish_time"] == "2026-11-22T11:02:00Z"
+    assert shown["sources"][0]["backfill"]["read_incidents"] == 7
+    assert (shown["sinks"][0]["retrying_events"], shown["sinks"][0]["parks_time"]) == (3, "2026-11-27T10:00:00Z")
 
 
 def test_dead_letters_are_said_to_be_kept() -> None:
