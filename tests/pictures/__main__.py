@@ -1,4 +1,4 @@
-"""Renders chat messages to docs/pictures/*.png in headless Chromium (Debian's packages chromium and pngquant).
+"""Renders chat messages and the status page to docs/pictures/*.png (Debian's packages chromium and pngquant).
 
 Teams cards are drawn by Microsoft's renderer (npm: adaptivecards), Slack blocks by a rendition of ours, since Slack's
 renderer is not to be had. What is fetched goes to .cache/pictures.
@@ -20,7 +20,7 @@ import msgspec
 
 from relay.formats import slack, teams
 from relay.formats.message import digest_of, facts_of
-from tests.pictures import samples
+from tests.pictures import page, samples
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "pictures"
@@ -84,6 +84,7 @@ def main() -> None:
     draw("teams-digest-phone", teams_page(teams.digest(many)), width=375)
     draw("teams-parked", teams_page(teams.notice(samples.parked_slack(), now=now)))
     draw("teams-skipped", teams_page(teams.notice(samples.skipped(), now=now)))
+    page.main()
 
 
 def fetch() -> None:
