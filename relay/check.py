@@ -39,7 +39,7 @@ from relay.metrics import Metrics
 from relay.passes import VIEWS, sound
 from relay.settings import REGIONS, Secret, Settings, SlackSink, Source, TeamsSink, Tls, WebhookSink
 from relay.signing import secrets_in
-from relay.status import FULL_RATIO, CheckLine
+from relay.status import FULL_RATIO, CheckLine, own_words
 from relay.transport import (
     NETWORK_ERRORS,
     certificate_fault,
@@ -665,8 +665,7 @@ async def _sink(name: str, settings: Settings, held: _Held) -> CheckLine:
 
 
 def _given_up(name: str, why: str, command: str) -> CheckLine:
-    """Only where the reason is our own does its end say what to do; all else of it may be the far side's text."""
-    text, _, hint = why.partition("; ") if why.startswith(("Slack answered ", "Teams answered ")) else (why, "", "")
+    text, hint = own_words(why)
     cure = f"{hint[:1].upper()}{hint[1:]}, then:" if hint else _GIVEN_UP
     return CheckLine(outcome="fail", name=name, text=inert(text) or "it was given up", cure=cure, command=command)
 

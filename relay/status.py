@@ -701,7 +701,10 @@ _CORRECT: Final = "Correct the cause, then let it go on with the oldest waiting 
 
 
 def own_words(reason: str) -> tuple[str, str]:
-    """What happened, and what to do about it; the latter only where the whole reason is in our own words."""
+    """What happened, and what to do about it.
+
+    Only where the reason is our own does its end say what to do; all else of it may be the far side's text.
+    """
     text, _, hint = (
         reason.partition("; ") if reason.startswith(("Slack answered ", "Teams answered ")) else ("", "", "")
     )
