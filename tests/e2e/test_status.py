@@ -13,7 +13,7 @@ from relay.simulator import Fault
 from tests.e2e.stage import SOURCE, Stage, stage, until
 from tests.support.process import Child
 
-SCHEMA = json.loads((Path(relay.__file__).parent / "status.schema.json").read_text())
+SCHEMA = json.loads((Path(relay.__file__).parent / "status" / "status.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA, format_checker=FormatChecker())
 DISK = {"disk": {"type": "file", "path": "events.ndjson"}}
 INCIDENTS = 300

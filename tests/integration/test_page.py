@@ -31,7 +31,7 @@ pytestmark = ON_ITS_LOOP
 
 EXAMPLES = Path(__file__).parents[1] / "data" / "status"
 STATES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
-SCHEMA = json.loads((Path(relay.__file__).parent / "status.schema.json").read_text())
+SCHEMA = json.loads((Path(relay.__file__).parent / "status" / "status.schema.json").read_text())
 NOW = parse_instant("2026-11-22T10:14:32.418Z")
 INTERVAL_MILLISECONDS = 10_000
 """How often the page asks for news."""
@@ -713,4 +713,4 @@ async def test_the_page_is_in_the_wheel(tmp_path: Path) -> None:
 
     (wheel,) = WheelBuilder(str(Path(relay.__file__).parents[1])).build(directory=str(tmp_path), versions=["standard"])
     with ZipFile(wheel) as files:
-        assert {"relay/page/status.html", "relay/status.schema.json"} <= set(files.namelist())
+        assert {"relay/page/status.html", "relay/status/status.schema.json"} <= set(files.namelist())

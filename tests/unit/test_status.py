@@ -30,7 +30,7 @@ from relay.status import (
 )
 from relay.terminal import print_status
 
-SCHEMA = json.loads((Path(relay.__file__).parent / "status.schema.json").read_text())
+SCHEMA = json.loads((Path(relay.__file__).parent / "status" / "status.schema.json").read_text())
 EXAMPLES = sorted((Path(__file__).parents[1] / "data" / "status").glob("*.json"))
 VALIDATOR = Draft202012Validator(SCHEMA, format_checker=FormatChecker())
 

@@ -1,0 +1,57 @@
+"""What the relay says of itself: facts go in, sentences and the status document come out. Knows no task, no socket."""
+
+from relay.status.documents import (
+    MAX_DEAD,
+    MAX_EVENTS,
+    TEXT_CHARACTERS,
+    TITLE_CHARACTERS,
+    dead_letter,
+    document,
+    readiness,
+    sink_row,
+)
+from relay.status.facts import (
+    FILLING_RATIO,
+    FULL_RATIO,
+    ChangeFacts,
+    CheckLine,
+    DeadFacts,
+    EventFacts,
+    LagFacts,
+    PollFacts,
+    RelayFacts,
+    SinkFacts,
+    SinkState,
+    SourceFacts,
+    SourceState,
+    SweepFacts,
+    WayFacts,
+)
+from relay.status.problems import own_words
+
+__all__ = [
+    "FILLING_RATIO",
+    "FULL_RATIO",
+    "MAX_DEAD",
+    "MAX_EVENTS",
+    "TEXT_CHARACTERS",
+    "TITLE_CHARACTERS",
+    "ChangeFacts",
+    "CheckLine",
+    "DeadFacts",
+    "EventFacts",
+    "LagFacts",
+    "PollFacts",
+    "RelayFacts",
+    "SinkFacts",
+    "SinkState",
+    "SourceFacts",
+    "SourceState",
+    "SweepFacts",
+    "WayFacts",
+    "dead_letter",
+    "document",
+    "own_words",
+    "readiness",
+    "sink_row",
+]
