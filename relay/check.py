@@ -34,11 +34,12 @@ from relay.eset.auth import Account
 from relay.eset.client import EsetClient, Patience
 from relay.eset.wire import DecodedPage, decode_page
 from relay.incidents import Known
-from relay.journal import View, Way
+from relay.journal import Way
 from relay.metrics import Metrics
-from relay.passes import VIEWS, sound
+from relay.passes import sound
 from relay.settings import REGIONS, Secret, Settings, SlackSink, Source, TeamsSink, Tls, WebhookSink
 from relay.signing import secrets_in
+from relay.states import VIEWS, View
 from relay.status import FULL_RATIO, CheckLine, own_words
 from relay.transport import (
     NETWORK_ERRORS,

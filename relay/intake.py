@@ -14,9 +14,10 @@ from relay.clock import Clock, Instant
 from relay.errors import SourceError
 from relay.eset.budget import Lane
 from relay.incidents import BadRecord, Diff, Event, Known, Observed, Scope, diff, missing
-from relay.journal import Absence, Mode, PageCommit, Progress, SourceLease, View
+from relay.journal import Absence, PageCommit, Progress, SourceLease
 from relay.logs import REPEAT_SECONDS, Repeats
 from relay.passes import IncidentApi, Reader, Step
+from relay.states import Mode, View
 from relay.words import one_line
 
 log = structlog.get_logger()

@@ -18,15 +18,10 @@ from relay import __version__
 from relay.clock import SECOND, Clock, Instant
 from relay.errors import JOURNAL_REASONS, SOURCE_REASONS
 from relay.incidents import KINDS, Event
+from relay.states import MODES, SINK_STATES, VIEWS, Mode, SinkState, View
 
 PollOutcome = Literal["complete", "failed"]
 DeliveryOutcome = Literal["delivered", "accepted", "retried", "dead", "skipped", "superseded", "expired"]
-SinkState = Literal["ok", "failing", "paused", "parked", "disabled"]
-View = Literal["update_time", "create_time"]
-VIEWS: Final[tuple[View, ...]] = get_args(View)
-Mode = Literal["keyset", "ordered", "scan"]
-MODES: Final[tuple[Mode, ...]] = get_args(Mode)
-STATES: Final[tuple[SinkState, ...]] = get_args(SinkState)
 LIVE_ORIGINS: Final = ("poll", "backfill")
 SEVERITIES: Final = ("UNSPECIFIED", "LOW", "MEDIUM", "HIGH")
 SKIPPED_REASONS: Final = ("when", "backfill", "max_age")
@@ -461,7 +456,7 @@ class SinkMetrics:
 
     def entered(self, state: SinkState) -> None:
         """The sink is in this state now."""
-        for one in STATES:
+        for one in SINK_STATES:
             self._metrics.sink_state.labels(self._name, one).set(one == state)
 
     def paused(self, until: Instant | None) -> None:

@@ -21,11 +21,11 @@ from relay.eset.budget import Lane
 from relay.eset.client import Answer
 from relay.eset.wire import DecodedPage, decode_page
 from relay.incidents import Observed, format_instant
-from relay.journal import FilterTimes, Mode, PassState, View, Way
+from relay.journal import FilterTimes, PassState, Way
+from relay.states import VIEWS, Mode, View
 
 log = structlog.get_logger()
 
-VIEWS: Final[tuple[View, ...]] = get_args(View)
 OVERLAP: Instant = SECOND
 """A server may compare times truncated to seconds: every next page is asked this much earlier."""
 MAX_READINGS = 20

@@ -16,8 +16,9 @@ from relay.errors import BadAnswer, QueryRefused
 from relay.eset.budget import Lane
 from relay.eset.wire import decode_page
 from relay.intake import Intake, PollObserver, PollReport
-from relay.journal import Mode, PageCommit, PassState, PollState, Progress, SourceLease, View, Way
+from relay.journal import PageCommit, PassState, PollState, Progress, SourceLease, Way
 from relay.passes import MAX_READINGS, IncidentApi, Reader, Sheet, Step, again
+from relay.states import Mode, View
 from relay.sweep import Sweep
 
 log = structlog.get_logger()

@@ -16,7 +16,8 @@ from relay.errors import BadAnswer, QueryRefused
 from relay.eset.budget import Lane
 from relay.intake import Intake, PollObserver, PollReport
 from relay.journal import Absence, PassState, Progress, SourceLease, SweepResult, SweepState
-from relay.passes import OVERLAP, VIEWS, IncidentApi, Reader, Step
+from relay.passes import OVERLAP, IncidentApi, Reader, Step
+from relay.states import VIEWS
 
 log = structlog.get_logger()
 

@@ -12,13 +12,7 @@ import msgspec
 from relay.clock import Instant
 from relay.incidents import BadRecord, Event, Known
 from relay.sinks import Delivery, Position
-
-View = Literal["update_time", "create_time"]
-"""The time by which a pass reads: an incident that was never updated may have no update time."""
-
-
-Mode = Literal["keyset", "ordered", "scan"]
-"""How a view is read: by filter and order; by order alone, newest first; or all of it, in whatever order it comes."""
+from relay.states import Mode, SinkState, View
 
 FilterTimes = Literal["milliseconds", "offset", "seconds", "seconds_offset"]
 """How a time is written in a filter, best first: `…00.123Z`, `…00.123+00:00`, `…00Z`, `…00+00:00`."""
@@ -138,9 +132,6 @@ class PageCommit(msgspec.Struct, frozen=True, kw_only=True):
     bad: Sequence[BadRecord] = ()
 
 
-EndpointState = Literal["ok", "failing", "paused", "parked", "disabled"]
-
-
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is remembered of a sink's far side across a restart.
 
@@ -148,7 +139,7 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     parked.
     """
 
-    state: EndpointState = "ok"
+    state: SinkState = "ok"
     since: Instant | None = None
     failures: int = 0
     paused_until: Instant | None = None

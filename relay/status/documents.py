@@ -7,8 +7,8 @@ from typing import Any, Final, Literal
 
 from relay.clock import SECOND, Instant
 from relay.incidents import format_instant, severity_name
+from relay.states import VIEWS
 from relay.status.facts import (
-    VIEWS,
     DeadFacts,
     EventFacts,
     LagFacts,

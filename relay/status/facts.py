@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from relay.clock import SECOND, Instant
+from relay.states import Mode, SinkState, View
 
 SourceState = Literal["starting", "ok", "throttled", "failing", "refused", "stopped"]
-SinkState = Literal["ok", "failing", "paused", "parked", "disabled"]
-View = Literal["update_time", "create_time"]
-Mode = Literal["keyset", "ordered", "scan"]
-VIEWS: Final[tuple[View, ...]] = get_args(View)
 Needs = Literal["person", "wait"]
 CheckOutcome = Literal["ok", "warn", "fail", "skip"]
 FILLING_RATIO: Final = 0.8

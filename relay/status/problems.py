@@ -6,10 +6,10 @@ from operator import attrgetter
 from typing import Final, Literal
 
 from relay.clock import SECOND, Instant
+from relay.states import VIEWS
 from relay.status.facts import (
     FILLING_RATIO,
     FULL_RATIO,
-    VIEWS,
     Needs,
     RelayFacts,
     SinkFacts,

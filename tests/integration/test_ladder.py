@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from relay.errors import BadAnswer, QueryRefused
-from relay.journal import FilterTimes, Mode
+from relay.journal import FilterTimes
 from relay.passes import BEYOND, MAX_IDLE_PAGES, sound
 from relay.simulator import Fault
+from relay.states import Mode
 from tests.support.passes import Bench, kinds, make_bench
 
 

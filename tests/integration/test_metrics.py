@@ -22,8 +22,9 @@ from relay.incidents import KINDS, parse_instant
 from relay.intake import PollReport
 from relay.journal import PageCommit, SweepResult, Way
 from relay.journal.sqlite import SqliteJournal
-from relay.metrics import MODES, SEVERITIES, STATES, THROTTLING_CODES, VIEWS, Metrics
+from relay.metrics import SEVERITIES, THROTTLING_CODES, Metrics
 from relay.settings import load
+from relay.states import MODES, SINK_STATES, VIEWS
 from relay.status import RelayFacts
 from tests.e2e.stage import CONFIGURATION, SOURCE, report, stage, until
 from tests.e2e.test_messages import backfilled, delivered_all, polled, webhook
@@ -258,7 +259,7 @@ def test_counters_start_at_zero_and_times_do_not_exist_before_their_first_value(
     assert len(value(text, "relay_errors_total", component="source acme")) == len(SOURCE_REASONS) + 1
     assert len(value(text, "relay_errors_total", component="journal")) == len(JOURNAL_REASONS)
     assert len(value(text, "relay_expired_total", sink="soc")) == len(SEVERITIES)
-    assert len(value(text, "relay_sink_state", sink="soc")) == len(STATES)
+    assert len(value(text, "relay_sink_state", sink="soc")) == len(SINK_STATES)
     assert len(value(text, "relay_source_mode", source="acme")) == len(VIEWS) * len(MODES)
     for outcome in ("delivered", "accepted", "retried", "dead", "skipped", "superseded", "expired"):
         assert value(text, "relay_deliveries_total", sink="soc", outcome=outcome), outcome

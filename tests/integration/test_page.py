@@ -33,6 +33,7 @@ EXAMPLES = Path(__file__).parents[1] / "data" / "status"
 STATES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
 SCHEMA = json.loads((Path(relay.__file__).parent / "status" / "status.schema.json").read_text())
 NOW = parse_instant("2026-11-22T10:14:32.418Z")
+GREEN = "rgb(23, 112, 59)"
 INTERVAL_MILLISECONDS = 10_000
 """How often the page asks for news."""
 MARKER = "window.owned = (window.owned || 0) + 1"
@@ -527,17 +528,21 @@ async def test_a_relay_that_is_gone_is_said_and_unsaid_when_it_is_back(chromium:
 
     async with seen(chromium, example("all-well"), clock=True) as (sight, shown):
         notice = sight.page.locator("#stale")
+        glyph = sight.page.locator("h1 .glyph")
         await expect(notice).to_be_hidden()
+        await expect(glyph).to_have_css("color", GREEN)
         await shown.stop()
         await sight.page.clock.fast_forward(INTERVAL_MILLISECONDS)
         await expect(notice).to_have_text(
             "The relay has not answered since 10:14:32 UTC; what follows is from then. "
             "To see whether it runs: relay status"
         )
+        await expect(glyph).not_to_have_css("color", GREEN)
         assert await sight.violations() == []
         await shown.start()
         await sight.page.clock.fast_forward(INTERVAL_MILLISECONDS)
         await expect(notice).to_be_hidden()
+        await expect(glyph).to_have_css("color", GREEN)
         shown.shown = {"schema_version": 2}
         await sight.page.clock.fast_forward(INTERVAL_MILLISECONDS)
         await expect(notice).to_contain_text("The relay answered, but this page could not show it")
@@ -582,7 +587,8 @@ async def test_a_running_relay_shows_itself_and_updates_by_itself(chromium: "Bro
             port = child.events("relay started")[0]["http_port"]
 
             async def read() -> bool:
-                return bool((await child.status())["sources"][0]["ledger_incidents"] == 3)
+                status = await child.status()
+                return status["sources"][0]["ledger_incidents"] == len(status["events"]) == 3
 
             await until(read, "the relay has read what there is")
             async with open_page(chromium, f"http://{HOST}:{port}/") as sight:

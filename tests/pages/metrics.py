@@ -11,15 +11,13 @@ from relay.errors import JOURNAL_REASONS, SOURCE_REASONS
 from relay.incidents import KINDS
 from relay.metrics import (
     LIVE_ORIGINS,
-    MODES,
     SEVERITIES,
     SKIPPED_REASONS,
-    STATES,
-    VIEWS,
     DeliveryOutcome,
     Metrics,
     PollOutcome,
 )
+from relay.states import MODES, SINK_STATES, VIEWS
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -137,7 +135,7 @@ def _labels() -> str:
         origins=quoted(LIVE_ORIGINS),
         views=quoted(VIEWS),
         modes=quoted(MODES),
-        states=quoted(STATES),
+        states=quoted(SINK_STATES),
         severities=quoted(SEVERITIES),
     )
 

@@ -14,6 +14,7 @@ import relay
 from relay.cli import app
 from relay.clock import SECOND, Instant
 from relay.incidents import parse_instant
+from relay.states import SinkState
 from relay.status import (
     ChangeFacts,
     DeadFacts,
@@ -22,7 +23,6 @@ from relay.status import (
     PollFacts,
     RelayFacts,
     SinkFacts,
-    SinkState,
     SourceFacts,
     SourceState,
     document,
