@@ -98,7 +98,7 @@ def install() -> None:
 
 
 class Cluster:
-    """1 or 3 nodes on free loopback ports; `with Cluster(folder) as cluster: cluster.bootstrap`.
+    """1 or 3 nodes on free ports of `host`; `with Cluster(folder) as cluster: cluster.bootstrap`.
 
     `listeners` are further ones by name and protocol (`{"SASL": "SASL_PLAINTEXT"}`), `properties` further settings.
     The nodes end with the test process, even when that is killed.
@@ -112,8 +112,10 @@ class Cluster:
         listeners: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         jvm: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self._folder = folder
+        self._host = host
         self._nodes = range(nodes)
         self._protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **(listeners or {})}
         ports = iter(_free_ports(nodes * len(self._protocols)))
@@ -130,7 +132,7 @@ class Cluster:
 
     def bootstrap_of(self, listener: str) -> str:
         """Addresses of a listener."""
-        return ",".join(f"127.0.0.1:{port}" for port in self._ports[listener])
+        return ",".join(f"{self._host}:{port}" for port in self._ports[listener])
 
     @property
     def process_ids(self) -> list[int]:
@@ -208,13 +210,13 @@ class Cluster:
 
     def _settings(self, node: int) -> dict[str, str]:
         replicas, in_sync = str(len(self._nodes)), str(min(len(self._nodes), 2))
-        addresses = {name: f"{name}://127.0.0.1:{ports[node]}" for name, ports in self._ports.items()}
+        addresses = {name: f"{name}://{self._host}:{ports[node]}" for name, ports in self._ports.items()}
         return {
             **PROPERTIES,
             "node.id": str(node + 1),
             "log.dirs": str(self._home(node) / "data"),
             "controller.quorum.voters": ",".join(
-                f"{other + 1}@127.0.0.1:{port}" for other, port in enumerate(self._ports["CONTROLLER"])
+                f"{other + 1}@{self._host}:{port}" for other, port in enumerate(self._ports["CONTROLLER"])
             ),
             "listeners": ",".join(addresses.values()),
             "advertised.listeners": ",".join(text for name, text in addresses.items() if name != "CONTROLLER"),
@@ -247,7 +249,7 @@ class Cluster:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self._ports["PLAINTEXT"][node]), timeout=1).close()
+                socket.create_connection((self._host, self._ports["PLAINTEXT"][node]), timeout=1).close()
             except OSError:
                 if self._processes[node].poll() is not None or time.monotonic() > deadline:
                     text = (self._home(node) / "out.log").read_text()[-3000:]

@@ -17,14 +17,30 @@ PACKAGES: Final = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "chromium": "chromium",
+    "etcd": "etcd-server",
+    "containerd": "containerd",
+    "runc": "runc",
+    "host-local": "containernetworking-plugins",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "socat": "socat",
+    "buildah": "buildah",
+    "mmdebstrap": "mmdebstrap",
+    "openssl": "openssl",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "make": "make",
 }
+ELSEWHERE: Final = "/usr/sbin:/usr/lib/cni"
+"""Where Debian puts what only root or another program calls."""
 TESTS: Final = ("prometheus", "promtool", "chromium")
 """What `make test` wants beside Kafka."""
 
 
 def missing(*programs: str) -> list[str]:
     """Packages that have to be installed before these programs are there."""
-    return sorted({PACKAGES[program] for program in programs if shutil.which(program) is None})
+    path = f"{os.environ.get('PATH', os.defpath)}:{ELSEWHERE}"
+    return sorted({PACKAGES[program] for program in programs if shutil.which(program, path=path) is None})
 
 
 def require(*programs: str) -> None:
@@ -32,21 +48,22 @@ def require(*programs: str) -> None:
     packages = missing(*programs)
     if not packages:
         return
-    line = _line(packages)
+    command = line(packages)
     if os.geteuid() == 0 and shutil.which("apt-get") is not None:
-        print(f"$ {line}", flush=True)  # noqa: T201 - a command for people
-        if _run(line) or (_run("apt-get update") and _run(line)):
+        print(f"$ {command}", flush=True)  # noqa: T201 - a command for people
+        if _run(command) or (_run("apt-get update") and _run(command)):
             return
-    raise LookupError(line)
+    raise LookupError(command)
 
 
 def skip_without(*programs: str) -> None:
     """Skips the test, with the line to type, where one of these programs is not here."""
     if packages := missing(*programs):
-        pytest.skip(f"not installed: {_line(packages)}")
+        pytest.skip(f"not installed: {line(packages)}")
 
 
-def _line(packages: list[str]) -> str:
+def line(packages: list[str]) -> str:
+    """The line that installs these packages."""
     return f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
 
 

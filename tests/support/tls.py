@@ -15,14 +15,23 @@ class Certificates:
     client: Path
 
 
-def make_certificates(folder: Path) -> Certificates:
-    """New ones, by openssl, good for two days and for 127.0.0.1."""
+def make_certificates(folder: Path, address: str = "127.0.0.1") -> Certificates:
+    """New ones, by openssl, good for two days and for this address."""
     made = {name: folder / f"{name}.pem" for name in ("ca", "server", "client")}
     for name, path in made.items():
         options = (
             ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
             if name == "ca"
-            else ["-CA", made["ca"], "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]
+            else [
+                "-CA",
+                made["ca"],
+                "-CAkey",
+                folder / "ca.key",
+                "-addext",
+                f"subjectAltName=IP:{address}",
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+            ]
         )
         command: list[str | Path] = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
         command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", folder / f"{name}.key", "-out", path]
