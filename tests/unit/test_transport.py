@@ -1,6 +1,7 @@
-"""Which addresses a guarded client refuses, and for how long an answer asks to wait. Proxies: test_eset_transport."""
+"""Which addresses a guarded client refuses, how long an answer asks to wait, which certificates count. Proxies: test_eset_transport."""
 
 import ipaddress
+import ssl
 from email.utils import formatdate
 
 import aiohttp
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from relay import transport
 from relay.clock import SECOND
-from relay.transport import Line, failure_reason, forbidden, http_client, retry_after_seconds
+from relay.transport import Line, failure_reason, forbidden, http_client, retry_after_seconds, tls_context
 
 NOW = 1_780_000_000 * SECOND
 DAY = 86_400.0
@@ -148,3 +149,17 @@ async def test_client_that_was_closed_can_be_used_again() -> None:
         assert failure_reason(caught.value) == "connect"
         await http.aclose()
         await http.aclose()
+
+
+def test_certificates_of_companies_own_authorities_are_taken_on_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = ssl.create_default_context
+
+    def newer() -> ssl.SSLContext:
+        context = make()
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT  # as since Python 3.13
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", newer)
+    context = tls_context()
+    assert not context.verify_flags & ssl.VerifyFlags.VERIFY_X509_STRICT
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
