@@ -12,6 +12,7 @@ import pytest
 from tests.unit.test_docs import ROOT, blocks
 
 PAGE = ROOT / "docs" / "install.md"
+UNIT = ROOT / "deploy" / "systemd" / "incident-relay.service"
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +69,15 @@ def test_what_is_installed_runs_without_the_checkout(installed: Path, tmp_path: 
     assert done.stdout.strip()
 
 
+def test_the_service_on_the_page_is_the_file() -> None:
+    assert blocks(PAGE, "ini") == [UNIT.read_text()]
+
+
 def test_the_service_is_one_that_systemd_takes(tmp_path: Path) -> None:
     verify = shutil.which("systemd-analyze")
     if verify is None:
-        pytest.skip(f"systemd-analyze is not on this machine: the service in {PAGE.name} was NOT verified")
-    (text,) = blocks(PAGE, "ini")
+        pytest.skip(f"systemd-analyze is not on this machine: {UNIT.name} was NOT verified")
+    text = UNIT.read_text()
     unit = tmp_path / "relay.service"
     unit.write_text(text.replace("/opt/relay/bin/relay", sys.executable))
     done = subprocess.run([verify, "verify", str(unit)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Which addresses a guarded client refuses, how long an answer asks to wait, which certificates count. Proxies: test_eset_transport."""
+"""Which addresses a guarded client refuses, how long an answer asks to wait, which certificates count. Not proxies."""
 
 import ipaddress
 import ssl
