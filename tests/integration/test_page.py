@@ -588,7 +588,7 @@ async def test_a_running_relay_shows_itself_and_updates_by_itself(chromium: "Bro
 
             async def read() -> bool:
                 status = await child.status()
-                return status["sources"][0]["ledger_incidents"] == len(status["events"]) == 3
+                return bool(status["sources"][0]["ledger_incidents"] == len(status["events"]) == 3)
 
             await until(read, "the relay has read what there is")
             async with open_page(chromium, f"http://{HOST}:{port}/") as sight:
