@@ -508,6 +508,11 @@ def test_the_journal_is_on_its_volume() -> None:
     assert "RELAY_JOURNAL__PATH" not in env(spec(own))
 
 
+def test_releases_are_told_apart_in_kafka() -> None:
+    assert env(spec(USUAL))["RELAY_KAFKA_PREFIX"] == "soc-relay"
+    assert "RELAY_KAFKA_PREFIX" not in env(spec(with_configuration(kafka_prefix="relay")))
+
+
 def test_the_volume_is_one_that_a_single_pod_may_have() -> None:
     (claim,) = the(USUAL, "StatefulSet")["spec"]["volumeClaimTemplates"]
     assert claim["metadata"]["name"] == "journal"

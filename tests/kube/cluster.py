@@ -166,7 +166,7 @@ class Cluster:
         folder.mkdir()
         if memory:
             bytes_ = size.replace("Ki", "k").replace("Mi", "m").replace("Gi", "g")
-            self._inside("mount", "-t", "tmpfs", "-o", f"size={bytes_},mode=755", "tmpfs", str(folder))
+            self.inside("mount", "-t", "tmpfs", "-o", f"size={bytes_},mode=755", "tmpfs", str(folder))
         terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NAME]}]}]
         spec = {
             "capacity": {"storage": size},
@@ -224,6 +224,10 @@ class Cluster:
                 found.append(int(entry.name))
         return sorted(found)
 
+    def inside(self, *command: str) -> str:
+        """Runs a command among the mounts, networks and processes of the node. Raises CommandError."""
+        return _do(*self._enter(), *command)
+
     # -- within
 
     def _keep(self) -> None:
@@ -252,14 +256,14 @@ class Cluster:
         _do("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", str(self._first))
         _do("ip", "address", "add", f"{MACHINE}/30", "dev", LINK)
         _do("ip", "link", "set", LINK, "up")
-        self._inside("ip", "address", "add", f"{NODE}/30", "dev", "eth0")
-        self._inside("ip", "link", "set", "eth0", "up")
-        self._inside("ip", "link", "set", "lo", "up")
+        self.inside("ip", "address", "add", f"{NODE}/30", "dev", "eth0")
+        self.inside("ip", "link", "set", "eth0", "up")
+        self.inside("ip", "link", "set", "lo", "up")
         # For the addresses of Services, which the proxy's rules rewrite only once a packet has a way.
-        self._inside("ip", "route", "add", SERVICES, "dev", "eth0")
+        self.inside("ip", "route", "add", SERVICES, "dev", "eth0")
         # So that answers find the pods: their own addresses are seen on this side.
         _do("ip", "route", "add", str(PODS), "via", NODE, "dev", LINK)
-        self._inside("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.inside("sysctl", "-qw", "net.ipv4.ip_forward=1")
 
     def _make_keys(self) -> None:
         pki = self.folder / "pki"
@@ -364,9 +368,6 @@ class Cluster:
 
     def _enter(self) -> list[str]:
         return ["nsenter", f"--target={self._first}", "--mount", "--net", "--pid", "--wdns=/", "--"]
-
-    def _inside(self, *command: str) -> str:
-        return _do(*self._enter(), *command)
 
     def _ctr(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [*self._enter(), "ctr", f"--address={self.folder}/containerd.sock", *arguments]
@@ -503,6 +504,7 @@ _KUBELET: Final = """{
   "volumePluginDir": "@AT@/kubelet/plugins-flex",
   "readOnlyPort": 0,
   "nodeStatusUpdateFrequency": "2s",
+  "syncFrequency": "2s",
   "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"}
 }
 """

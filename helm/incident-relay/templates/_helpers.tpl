@@ -118,6 +118,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - name: RELAY_JOURNAL__PATH
   value: {{ include "incident-relay.folder" . }}/relay.db
 {{- end }}
+{{- if not (dig "kafka_prefix" "" .Values.configuration) }}
+# Tells this release from others that write to the same Kafka.
+- name: RELAY_KAFKA_PREFIX
+  value: {{ printf "%s-%s" .Release.Namespace (include "incident-relay.fullname" .) }}
+{{- end }}
 {{- if or .Values.caBundle.configMapName .Values.caBundle.secretName }}
 - name: SSL_CERT_FILE
   value: {{ include "incident-relay.caFolder" . }}/ca.pem
