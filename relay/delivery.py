@@ -487,7 +487,8 @@ class Courier(Carrier):
             [Outcome(positions=[at], kind="dead", reason=reason) for at, reason in refused.positions.items()]
         )
         self._metrics.settled("dead", refused.reason, len(refused.positions))
-        await self._count_letters()
+        with contextlib.suppress(JournalError):  # what is counted late must not keep the rest of the batch
+            await self._count_letters()
         for delivery in batch:
             if delivery.position in refused.positions:
                 self._buried_one(delivery, refused.positions[delivery.position])

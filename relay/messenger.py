@@ -4,6 +4,7 @@ Retries, breaker, pauses, and the manners of a chat channel. Batches in the orde
 """
 
 import asyncio
+import contextlib
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -520,7 +521,8 @@ class Messenger(Carrier):
             self._metrics.settled("dead", reason, 1)
             self._buried_one(delivery, reason)
         if dead:
-            await self._count_letters()
+            with contextlib.suppress(JournalError):
+                await self._count_letters()
 
     async def _park(self, reason: str, label: str) -> None:
         if self.breaker.stopped:
