@@ -32,7 +32,7 @@ from relay.logs import Repeats
 from relay.metrics import Metrics
 from relay.recent import Recent
 from relay.settings import Settings
-from relay.status import FILLING_RATIO, MAX_DEAD, MAX_EVENTS, RelayFacts
+from relay.status import FILLING_RATIO, MAX_DEAD, MAX_EVENTS, RelayFacts, SinkFacts
 from relay.tasks import SourceTask
 
 log = structlog.get_logger()
@@ -278,8 +278,8 @@ class Relay:
                 if isinstance(error, JournalDamaged):
                     for source in self.sources:  # a poll finds out, and says so, whenever it would be due
                         source.on_tick()
-            now = await self.facts()
-            self._recent.lagged(now.now, read=now.read_up_to, delivered=now.delivered_up_to)
+            seen = self._facts([courier.facts_as_seen() for courier in self.couriers])
+            self._recent.lagged(seen.now, read=seen.read_up_to, delivered=seen.delivered_up_to)
             for source in self.sources:
                 source.summarise_hourly()
             await self.clock.sleep(REPORT_SECONDS)
@@ -323,6 +323,9 @@ class Relay:
         """Everything that the status says; what is in the journal is as last seen when it can't be read."""
         with suppress(JournalError):
             self._use = await self.journal.use()
+        return self._facts([await courier.facts() for courier in self.couriers])
+
+    def _facts(self, sinks: list[SinkFacts]) -> RelayFacts:
         use = self._use
         stopped = next((source for source in self.sources if source.state == "stopped"), None)
         now = self.clock.now()
@@ -332,7 +335,7 @@ class Relay:
             process=f"{socket.gethostname()}:{os.getpid()}",
             started=self._started,
             sources=[source.facts() for source in self.sources],
-            sinks=[await courier.facts() for courier in self.couriers],
+            sinks=sinks,
             journal_used_bytes=use.used_bytes if use else None,
             journal_limit_bytes=use.limit_bytes if use else None,
             journal_oldest_event=use.oldest_event if use else None,

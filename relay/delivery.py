@@ -147,6 +147,10 @@ class Carrier(abc.ABC):
         """What the status says of this sink; what waits is as last seen when the journal can't be read."""
         with contextlib.suppress(JournalError):
             self._backlog = await self._lease.backlog()
+        return self.facts_as_seen()
+
+    def facts_as_seen(self) -> SinkFacts:
+        """The same without asking the journal: what waits is as it was last seen."""
         backlog, status = self._backlog, self.status
         since = self._clock.now() - RECENT
         return SinkFacts(
