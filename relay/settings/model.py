@@ -37,6 +37,7 @@ Region = Literal["eu", "de", "us", "ca", "jpn"]
 REGIONS: Final[tuple[Region, ...]] = get_args(Region)
 
 LONGEST_TOPIC = 249
+SERVERS: Final = "bootstrap.servers"
 SHORTEST_PART = 12
 """Parts of a secret that are shorter are words such as `services` and `Bearer`, which stay readable."""
 LONGEST_LABEL = 40
@@ -48,7 +49,6 @@ RETRIES: Final = "[0s, 5s, 30s]"
 # What the contract promises and this version cannot do yet: refused by name, instead of ignored. A key alone is refused
 # whatever its value; one with values is refused when it has one of them. Whoever builds a thing deletes its line.
 NOT_YET: Final[Mapping[str, tuple[str, ...]]] = {
-    "journal.kind": ("kafka",),
     "sinks.*.format": ("ocsf", "ecs"),
 }
 
@@ -130,6 +130,12 @@ def _label(value: Any) -> str:
 
 def _path(value: Any) -> Path:
     return folder.get() / (value if isinstance(value, Path) else _text(value))
+
+
+def _named(value: Path) -> Path:
+    if not value.name:
+        raise ValueError("is no folder of its own; name one, such as relay-cache")
+    return value
 
 
 def _readable(value: Path) -> Path:
@@ -467,14 +473,38 @@ class Api(_Group):
 class Journal(_Group):
     """Where changes, ledger and progress become durable."""
 
-    kind: Literal["sqlite"] = "sqlite"
-    """One file and one process."""
+    kind: Literal["sqlite", "kafka"] = "sqlite"
+    """One file and one process, or topics of the relay's own for any number of replicas, without a volume.
+
+    `sqlite` needs nothing else, and goes on to poll and to alert while Kafka is away. With `kafka`, an outage of its
+    brokers stops polling and every sink, chat included.
+    """
     path: AnyPath = Field(default=Path("relay.db"), validate_default=True)
-    """The file. Its folder must keep files across restarts, and must not be a network share."""
+    """With `kind: sqlite`: the file. Its folder must keep files across restarts, and must not be a network share."""
     max_bytes: Annotated[Size, _size(2**20)] = 2 * 2**30
-    """How large it may grow before polling waits; nothing is ever dropped. 2 GiB hold about a million events."""
+    """How much it may hold before polling waits; nothing is ever dropped. 2 GiB hold about a million events.
+
+    With `kind: sqlite` it is the size of the file, with `kind: kafka` the bytes of the events that wait in the topic of
+    changes for the slowest sink.
+    """
     retention: Annotated[Duration, _duration(timedelta(seconds=1))] = timedelta(days=7)
     """How long events are kept for sinks that are behind, and for replays. A week outlasts a long weekend."""
+    partitions: Annotated[int, Field(ge=1, le=64)] = 16
+    """With `kind: kafka`: partitions of the topic of the state, fixed for ever at the first start.
+
+    Sources and sinks are spread over them, so more replicas than partitions are idle. Sixteen leave room to grow, and
+    one replica can still own them all: each takes a producer of its own.
+    """
+    replication_factor: Annotated[int, Field(ge=-1, le=32_767)] = -1
+    """With `kind: kafka`: of the relay's own topics.
+
+    -1 leaves it to the broker's own default, which knows how many brokers there are.
+    """
+    cache_dir: Annotated[AnyPath, AfterValidator(_named)] = Field(default=Path("relay-cache"), validate_default=True)
+    """With `kind: kafka`: a folder on local disk for what is known of incidents, one for each process.
+
+    It is disposable: what is lost is read from the topic again. On Kubernetes a folder in an `emptyDir` will do.
+    """
 
 
 class CreateTopic(_Group):
@@ -574,7 +604,11 @@ class KafkaSink(_Sink):
     topic: Annotated[str, BeforeValidator(_topic)]
     """May hold `{source}` and `{severity}`; with `{severity}` order holds per topic."""
     transactional: bool = True
-    """Only with transactions are there no repeats. False for brokers without them; a repeat then has the same id."""
+    """Only with transactions are there no repeats. False for brokers without them; a repeat then has the same id.
+
+    On the Kafka journal, a sink of the journal's own cluster is then written in the poll's own transaction: it can't be
+    parked or disabled, starts at `now`, and has the options of the top-level `kafka` alone.
+    """
     max_event_bytes: Annotated[Size, _size(1024)] = 900 * 1024
     """Above it, lists are cut. Brokers refuse messages above 1 MB unless told otherwise; headers need room as well."""
     create_topic: Annotated[CreateTopic | None, BeforeValidator(_creation)] = CreateTopic()
@@ -636,7 +670,7 @@ class Settings(BaseSettings):
     journal: Journal = Field(default_factory=Journal)
     """Where changes become durable."""
     kafka_prefix: Annotated[str, BeforeValidator(_prefix)] = "relay"
-    """Begins the relay's own topics and transactional ids; tells relays on one cluster apart."""
+    """Begins the relay's own topics and transactional ids, names its group; tells relays on one cluster apart."""
     kafka: KafkaOptions = {}
     """librdkafka options under their own names, for everything that talks to Kafka."""
     sinks: dict[Label, Sink] = {}
@@ -644,7 +678,11 @@ class Settings(BaseSettings):
     http: Http = Http()
     """Probes, metrics and the status page."""
     admin_socket: Annotated[Literal["auto"] | Path, BeforeValidator(_socket)] = "auto"
-    """The Unix socket of the commands. `auto` puts it beside the journal, so that it is found without being told."""
+    """The Unix socket of the commands.
+
+    `auto` puts it beside the journal's file, or beside the cache of a journal on Kafka, so that it is found without
+    being told.
+    """
     log: Log = Log()
     """What is logged, and how."""
     shutdown_grace: Duration = timedelta(seconds=25)
@@ -680,7 +718,8 @@ class Settings(BaseSettings):
         """Where the commands find a running relay. Depends on nothing but the settings, so that both ends agree."""
         if self.admin_socket != "auto":
             return self.admin_socket
-        beside = self.journal.path.with_name(f"{self.journal.path.name}.sock")
+        own = self.journal.cache_dir if self.journal.kind == "kafka" else self.journal.path
+        beside = own.with_name(f"{own.name}.sock")
         if len(bytes(beside)) <= LONGEST_SOCKET_PATH:
             return beside
         return Path(tempfile.gettempdir()) / f"relay-{hashlib.sha256(bytes(beside)).hexdigest()[:16]}.sock"
@@ -691,8 +730,21 @@ class Settings(BaseSettings):
         Raises ConfigError when one cannot be read any more.
         """
         chosen = self.sinks[sink]
-        merged = self.kafka | (chosen.kafka if isinstance(chosen, KafkaSink) else {})
-        return {name: value.reveal() if isinstance(value, Secret) else value for name, value in merged.items()}
+        return _revealed(self.kafka | (chosen.kafka if isinstance(chosen, KafkaSink) else {}))
+
+    def journal_kafka_options(self) -> dict[str, str]:
+        """What librdkafka is given for the Kafka journal and its inline sinks; else as `kafka_options`."""
+        return _revealed(self.kafka)
+
+    def is_inline(self, sink: str) -> bool:
+        """Whether a sink is written in the poll's own transaction: on the Kafka journal, those of its own cluster."""
+        chosen = self.sinks[sink]
+        return (
+            self.journal.kind == "kafka"
+            and isinstance(chosen, KafkaSink)
+            and chosen.transactional
+            and (self.kafka | chosen.kafka).get(SERVERS) == self.kafka.get(SERVERS)
+        )
 
     def secrets(self) -> Iterator[Secret]:
         """Every secret, for whoever keeps them out of the logs."""
@@ -711,6 +763,10 @@ class Settings(BaseSettings):
         blocks = [self.kafka, *(sink.kafka for sink in self.sinks.values() if isinstance(sink, KafkaSink))]
         for block in blocks:
             yield from (value for value in block.values() if isinstance(value, Secret))
+
+
+def _revealed(options: Mapping[str, str | Secret]) -> dict[str, str]:
+    return {name: value.reveal() if isinstance(value, Secret) else value for name, value in options.items()}
 
 
 def _hidden_in(url: str | Secret) -> Iterator[Secret]:

@@ -9,7 +9,18 @@ from urllib.parse import urlsplit
 
 from relay.settings.document import SINK_TYPES, Document
 from relay.settings.layers import Key, Problem
-from relay.settings.model import NOT_YET, Journal, KafkaSink, Settings, SlackSink, TeamsSink, WebhookSink, folder
+from relay.settings.model import (
+    NOT_YET,
+    SERVERS,
+    FileSink,
+    Journal,
+    KafkaSink,
+    Settings,
+    SlackSink,
+    TeamsSink,
+    WebhookSink,
+    folder,
+)
 from relay.settings.units import format_duration, parse_duration
 
 # What exactly-once delivery depends on: the relay sets these itself, and takes no other value.
@@ -24,6 +35,11 @@ OURS: Final[Mapping[str, tuple[str, ...]]] = {
     "enable.auto.commit": ("false",),
     "enable.auto.offset.store": ("false",),
 }
+JOURNAL_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "sqlite": ("path",),
+    "kafka": ("partitions", "replication_factor", "cache_dir"),
+}
+"""What only one kind of journal takes."""
 OWN_TOPICS = ("state", "changes", "dead-letters", "control", "cursors")
 INCIDENT_FIELDS = (
     "assigneeUuid",
@@ -53,6 +69,7 @@ _T = TypeVar("_T")
 def broken(document: Document) -> Iterator[Problem]:
     """Every rule between settings that does not hold."""
     yield from _empty(document)
+    yield from _journal(document)
     for label in document.group("sources"):
         yield from _source(document, ("sources", label))
     for label in document.group("sinks"):
@@ -70,7 +87,7 @@ def not_yet(document: Document) -> Iterator[tuple[Problem, Key]]:
                 continue
             what = f"{value.lower()} is" if values else "is"
             problem = document.problem(key, f"{what} not available yet in this version; {_instead(key)}")
-            yield problem, key[:-1] if key[-1] in ("type", "kind") else key
+            yield problem, key[:-1] if key[-1] == "type" else key
 
 
 def with_keep(document: Document) -> Document:
@@ -101,9 +118,25 @@ def doubtful(settings: Settings) -> Iterator[str]:
             yield f"sinks.{label}.url is not encrypted: whoever is on the way can read the incidents; use https"
         if isinstance(sink, WebhookSink | SlackSink | TeamsSink) and sink.retry[0]:
             yield f"sinks.{label}.retry does not begin with 0s: the first attempt is made at once all the same"
+        if isinstance(sink, FileSink) and settings.journal.kind == "kafka":
+            yield (
+                f"sinks.{label}.path is written on whichever replica owns the sink, since journal.kind is kafka: "
+                "its events may lie in several files"
+            )
+        if isinstance(sink, KafkaSink) and settings.is_inline(label):
+            yield from _doubtful_inline(settings, label, sink)
         for name in sink.omit:
             if name not in INCIDENT_FIELDS:
                 yield f"sinks.{label}.omit names {name}, which is no field of an incident that is known today"
+
+
+def _doubtful_inline(settings: Settings, label: str, sink: KafkaSink) -> Iterator[str]:
+    why = "the sink is written in the poll's own transaction"
+    if sink.start == "earliest" and "start" in sink.model_fields_set:
+        yield f"sinks.{label}.start is earliest, but an inline sink starts at now: {why}"
+    for name, value in sink.kafka.items():
+        if settings.kafka.get(name) != value:
+            yield f"sinks.{label}.kafka.{name} counts for nothing: {why}, with the options of the top-level kafka"
 
 
 def _is_open(url: str) -> bool:
@@ -118,6 +151,21 @@ def _empty(document: Document) -> Iterator[Problem]:
         )
     if document.get("sinks") in (None, {}):
         yield document.problem(("sinks",), "is empty; add where events go, such as sinks: {out: {type: stdout}}")
+
+
+def _journal(document: Document) -> Iterator[Problem]:
+    kind = _journal_kind(document)
+    for other, names in JOURNAL_KEYS.items():
+        for name in names:
+            if kind in JOURNAL_KEYS and kind != other and document.get("journal", name) is not None:
+                yield document.problem(("journal", name), f"goes with kind: {other}; remove it, or write that")
+    if kind == "kafka" and document.get("kafka", SERVERS) is None:
+        yield document.problem(("kafka", SERVERS), "is missing; the journal needs it, such as kafka.example:9092")
+
+
+def _journal_kind(document: Document) -> str:
+    kind = document.get("journal", "kind")
+    return kind if isinstance(kind, str) else Journal.model_fields["kind"].default
 
 
 def _source(document: Document, at: Key) -> Iterator[Problem]:
@@ -178,9 +226,8 @@ def _wrong_notify(document: Document, told: str, *, own: str) -> str:
 
 
 def _kafka_sink(document: Document, at: Key) -> Iterator[Problem]:
-    servers = "bootstrap.servers"
-    if document.get("kafka", servers) is None and document.get(*at, "kafka", servers) is None:
-        yield document.problem(("kafka", servers), f"is missing; {at[1]} needs it, such as kafka.example:9092")
+    if document.get("kafka", SERVERS) is None and document.get(*at, "kafka", SERVERS) is None:
+        yield document.problem(("kafka", SERVERS), f"is missing; {at[1]} needs it, such as kafka.example:9092")
     prefix = document.get("kafka_prefix") or Settings.model_fields["kafka_prefix"].default
     if document.get(*at, "topic") in [f"{prefix}.{name}" for name in OWN_TOPICS]:
         yield document.problem((*at, "topic"), "is a topic of the relay's own; choose another, or change kafka_prefix")
@@ -195,8 +242,9 @@ def _options(document: Document, at: Key) -> Iterator[Problem]:
 
 
 def _shared_files(document: Document) -> Iterator[Problem]:
-    journal = document.get("journal", "path")
-    owners = {_real(journal if isinstance(journal, str) else "relay.db"): "the journal"}
+    name, default = ("cache_dir", "relay-cache") if _journal_kind(document) == "kafka" else ("path", "relay.db")
+    journal = document.get("journal", name)
+    owners = {_real(journal if isinstance(journal, str) else default): "the journal"}
     for label, sink in document.group("sinks").items():
         path = sink.get("path") if isinstance(sink, dict) and sink.get("type") == "file" else None
         if isinstance(path, str) and path:
@@ -224,8 +272,6 @@ def _matching(document: Document, pattern: Key, at: Key = ()) -> Iterator[Key]:
 
 
 def _instead(key: Key) -> str:
-    if key[-1] == "kind":
-        return "use sqlite"
     return "use native" if key[-1] == "format" else "remove it"
 
 

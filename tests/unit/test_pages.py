@@ -27,7 +27,9 @@ from relay.settings import (
     WebhookSink,
     load,
 )
+from relay.settings.layers import variable_of
 from relay.settings.model import _Group, secret_keys
+from relay.settings.rules import JOURNAL_KEYS
 from tests.pages import Page, pages
 from tests.pages.configuration import PAGE
 from tests.unit.test_docs import blocks
@@ -135,7 +137,9 @@ def test_every_key_is_explained_and_says_what_it_takes(group: type[BaseModel]) -
 @pytest.mark.parametrize(("variable", "text"), DEFAULTS.items(), ids=DEFAULTS.keys())
 def test_every_default_on_the_page_can_be_written_and_changes_nothing(variable: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "relay.yaml").write_text(CONFIGURATION)
-    assert load(None, {variable: text}, tmp_path) == load(None, {}, tmp_path)
+    on_kafka = {variable_of(("journal", name)) for name in JOURNAL_KEYS["kafka"]}
+    environ = {"RELAY_JOURNAL__KIND": "kafka"} if variable in on_kafka else {}
+    assert load(None, {**environ, variable: text}, tmp_path) == load(None, environ, tmp_path)
 
 
 def test_most_keys_have_a_default_that_was_tried() -> None:

@@ -86,7 +86,10 @@ def test_every_configuration_in_the_documents_fits(text: str) -> None:
         ("api.requests_per_second", 0),
         ("journal.max_bytes", "2 gigabytes"),
         ("journal.max_bytes", 1_000_000),
-        ("journal.kind", "kafka"),
+        ("journal.kind", "postgres"),
+        ("journal.partitions", 65),
+        ("journal.replication_factor", "three"),
+        ("journal.cache_dir", 5),
         ("sinks.siem.format", "ocsf"),
         ("sinks.siem.format", "ecs"),
         ("sinks.siem.topics", "x"),
@@ -123,6 +126,15 @@ def test_a_required_key_is_missed(missing_key: str) -> None:
         group = group[name]
     del group[last]
     assert not CONFIG.is_valid(document)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "kafka"])
+def test_both_kinds_of_journal_fit(kind: str, tmp_path: Path) -> None:
+    document = read(GOOD)
+    own = {"path": "x.db"} if kind == "sqlite" else {"partitions": 4, "replication_factor": 3, "cache_dir": "x"}
+    document["journal"] = {"kind": kind, "max_bytes": "1GiB", "retention": "1d", **own}
+    assert loads(document, tmp_path)
+    assert CONFIG.is_valid(document)
 
 
 def test_a_secret_may_come_from_elsewhere() -> None:

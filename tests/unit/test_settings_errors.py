@@ -390,7 +390,57 @@ CASES = [
         "relay.yaml:3: journal.max_bytes is too small; at least 1MiB",
     ),
     case(
-        "journal kind", SOURCE + SINK + "journal: {kind: postgres}\n", "relay.yaml:3: journal.kind is not one of sqlite"
+        "journal kind",
+        SOURCE + SINK + "journal: {kind: postgres, partitions: 4}\n",
+        "relay.yaml:3: journal.kind is not one of sqlite or kafka",
+    ),
+    case(
+        "keys of the other journal, on sqlite",
+        SOURCE + SINK + "journal: {partitions: 16, replication_factor: 3, cache_dir: x}\n",
+        "relay.yaml:3: journal.cache_dir goes with kind: kafka; remove it, or write that",
+        "relay.yaml:3: journal.partitions goes with kind: kafka; remove it, or write that",
+        "relay.yaml:3: journal.replication_factor goes with kind: kafka; remove it, or write that",
+    ),
+    case(
+        "key of the other journal, on kafka",
+        SOURCE + SINK + KAFKA + "journal: {kind: kafka, path: relay.db}\n",
+        "relay.yaml:4: journal.path goes with kind: sqlite; remove it, or write that",
+    ),
+    case(
+        "key of the other journal, by a variable",
+        SOURCE + SINK + KAFKA + "journal: {kind: kafka}\n",
+        "RELAY_JOURNAL__PATH: journal.path goes with kind: sqlite; remove it, or write that",
+        environ={"RELAY_JOURNAL__PATH": "relay.db"},
+    ),
+    case(
+        "journal on kafka without its servers",
+        SOURCE + SINK + "kafka: {client.id: x}\njournal: {kind: kafka}\n",
+        "relay.yaml:3: kafka.bootstrap.servers is missing; the journal needs it, such as kafka.example:9092",
+    ),
+    case(
+        "journal on kafka, whose servers only a sink names",
+        SOURCE
+        + "sinks: {it: {type: kafka, topic: a, kafka: {bootstrap.servers: k}}}\n"
+        + "kafka: {client.id: x}\njournal: {kind: kafka}\n",
+        "relay.yaml:3: kafka.bootstrap.servers is missing; the journal needs it, such as kafka.example:9092",
+    ),
+    *(
+        case(
+            f"journal on kafka with {key} {value}",
+            SOURCE + SINK + KAFKA + f"journal: {{kind: kafka, {key}: {value}}}\n",
+            f"relay.yaml:4: journal.{key} {said}",
+        )
+        for key, value, said in [
+            ("partitions", "0", "is too small; at least 1"),
+            ("partitions", "65", "is too large; at most 64"),
+            ("partitions", "many", "is not a whole number"),
+            ("replication_factor", "-2", "is too small; at least -1"),
+            ("replication_factor", "32768", "is too large; at most 32767"),
+            ("cache_dir", "/", "is no folder of its own; name one, such as relay-cache"),
+            ("cache_dir", '""', "is empty; write a value, or remove the key"),
+            ("path", "", "is empty; write a value, or remove the key"),
+            ("max_bytes", "1KiB", "is too small; at least 1MiB"),
+        ]
     ),
     case(
         "NUL in a path",
@@ -509,6 +559,11 @@ CASES = [
     case(
         "the journal's file for a sink",
         sink("type: file, path: relay.db"),
+        "relay.yaml:2: sinks.it.path is the file of the journal already; choose another",
+    ),
+    case(
+        "the journal's cache for a sink",
+        sink("type: file, path: relay-cache") + "journal: {kind: kafka}\n",
         "relay.yaml:2: sinks.it.path is the file of the journal already; choose another",
     ),
     # Webhooks and chats
@@ -821,6 +876,14 @@ CASES = [
         sink("type: kafka, topic: a, kafka: {enable.idempotence: false}"),
         "relay.yaml:2: sinks.it.kafka.enable.idempotence is set by the relay, which depends on it; remove it",
     ),
+    *(
+        case(
+            f"{name} beside a journal on kafka",
+            SOURCE + SINK + f"kafka: {{bootstrap.servers: k, {name}: x}}\njournal: {{kind: kafka}}\n",
+            f"relay.yaml:3: kafka.{name} is set by the relay, which depends on it; remove it",
+        )
+        for name in ("group.id", "transactional.id")
+    ),
     case(
         "option of the relay's own by a variable",
         SOURCE + SINK,
@@ -838,11 +901,6 @@ CASES = [
         "relay.yaml:2: sinks.it.kafka.sasl.password_file cannot be read: no such file or directory",
     ),
     # Not available yet
-    case(
-        "journal on kafka",
-        SOURCE + SINK + "journal: {kind: kafka, partitions: 16}\n",
-        "relay.yaml:3: journal.kind kafka is not available yet in this version; use sqlite",
-    ),
     *(
         case(
             f"format {name}",

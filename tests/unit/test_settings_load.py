@@ -1,6 +1,7 @@
 """What is written in the file and the environment arrives in the settings, whole and typed."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,10 @@ sources:
   acme: {region: eu, username: api@acme.example, password: hunter2}
 sinks:
   out: {type: stdout}
+"""
+ON_KAFKA = """
+kafka: {bootstrap.servers: "k:9092", client.id: relay}
+journal: {kind: kafka}
 """
 
 
@@ -503,11 +508,102 @@ def test_a_wait_before_the_first_attempt_is_a_warning(write: Write) -> None:
     )
 
 
+def test_a_file_beside_a_journal_on_kafka_is_a_warning(write: Write) -> None:
+    text = SMALL + "  disk: {type: file, path: e.ndjson}\n"
+    assert write(text).warnings == ()
+    (warning,) = write(text + ON_KAFKA).warnings
+    assert warning == (
+        "sinks.disk.path is written on whichever replica owns the sink, since journal.kind is kafka: its events may "
+        "lie in several files"
+    )
+
+
+def test_what_an_inline_sink_cannot_do_is_a_warning(write: Write) -> None:
+    text = SMALL + "  siem: {type: kafka, topic: a, start: earliest, kafka: {client.id: relay, linger.ms: 5}}\n"
+    inline = "the sink is written in the poll's own transaction"
+    assert write(text + ON_KAFKA).warnings == (
+        f"sinks.siem.start is earliest, but an inline sink starts at now: {inline}",
+        f"sinks.siem.kafka.linger.ms counts for nothing: {inline}, with the options of the top-level kafka",
+    )
+    assert write(text.replace("start: earliest", "transactional: false") + ON_KAFKA).warnings == ()
+    assert write(text + "kafka: {bootstrap.servers: k}\n").warnings == ()
+
+
+# The journal on Kafka
+
+
+def test_a_journal_on_kafka_has_the_defaults_of_the_contract(write: Write, tmp_path: Path) -> None:
+    journal = write(SMALL + ON_KAFKA).journal
+    assert (journal.kind, journal.partitions, journal.replication_factor) == ("kafka", 16, -1)
+    assert journal.cache_dir == tmp_path / "relay-cache"
+    assert (journal.max_bytes, journal.retention) == (2 * 2**30, timedelta(days=7))
+    assert journal.path == tmp_path / "relay.db"
+
+
+def test_every_key_of_a_journal_on_kafka_is_taken(write: Write, tmp_path: Path) -> None:
+    keys = "kind: kafka, partitions: 64, replication_factor: 3, cache_dir: run/c, max_bytes: 1GiB, retention: 1d"
+    journal = write(SMALL + f"kafka: {{bootstrap.servers: k}}\njournal: {{{keys}}}\n").journal
+    assert (journal.partitions, journal.replication_factor) == (64, 3)
+    assert journal.cache_dir == tmp_path / "run/c"
+    assert (journal.max_bytes, journal.retention) == (2**30, timedelta(days=1))
+
+
+def test_variables_alone_put_the_journal_on_kafka(write: Write) -> None:
+    settings = write(
+        SMALL,
+        RELAY_JOURNAL__KIND="kafka",
+        RELAY_JOURNAL__PARTITIONS="4",
+        RELAY_JOURNAL__CACHE_DIR="/cache/relay",
+        RELAY_KAFKA__BOOTSTRAP_SERVERS="k:9092",
+        RELAY_KAFKA__GROUP_INSTANCE_ID="relay-0",
+    )
+    assert (settings.journal.partitions, settings.journal.cache_dir) == (4, Path("/cache/relay"))
+    assert settings.journal_kafka_options() == {"bootstrap.servers": "k:9092", "group.instance.id": "relay-0"}
+
+
+def test_options_of_the_journal_are_those_of_the_top_level_with_their_secrets(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("hunter2\n")
+    settings = write(
+        SMALL + "  siem: {type: kafka, topic: a, kafka: {client.id: other}}\njournal: {kind: kafka}\n"
+        "kafka: {bootstrap.servers: k, sasl.password_file: pw, group.instance.id: relay-0, group.protocol: consumer, "
+        "session.timeout.ms: 45000}\n"
+    )
+    assert settings.journal_kafka_options() == {
+        "bootstrap.servers": "k",
+        "group.instance.id": "relay-0",
+        "group.protocol": "consumer",
+        "sasl.password": "hunter2",
+        "session.timeout.ms": "45000",
+    }
+
+
+@pytest.mark.parametrize(
+    ("sink", "inline"),
+    [
+        ("{type: kafka, topic: a}", True),
+        ('{type: kafka, topic: a, kafka: {bootstrap.servers: "k:9092", client.id: x}}', True),
+        ("{type: kafka, topic: a, kafka: {bootstrap.servers: other}}", False),
+        ("{type: kafka, topic: a, transactional: false}", False),
+        ("{type: stdout}", False),
+    ],
+)
+def test_transactional_sinks_of_the_journals_own_cluster_are_inline(write: Write, sink: str, inline: bool) -> None:
+    text = SMALL + f"  it: {sink}\n"
+    assert write(text + ON_KAFKA).is_inline("it") is inline
+    assert write(text + 'kafka: {bootstrap.servers: "k:9092"}\n').is_inline("it") is False
+
+
 # The admin socket
 
 
 def test_admin_socket_lies_beside_the_journal(write: Write, tmp_path: Path) -> None:
     assert write(SMALL).admin_socket_path == tmp_path / "relay.db.sock"
+
+
+def test_admin_socket_lies_beside_the_cache_of_a_journal_on_kafka(write: Write, tmp_path: Path) -> None:
+    assert write(SMALL + ON_KAFKA).admin_socket_path == tmp_path / "relay-cache.sock"
+    long = write(SMALL + ON_KAFKA, RELAY_JOURNAL__CACHE_DIR=f"/{'x' * 200}/cache").admin_socket_path
+    assert long.parent == Path(tempfile.gettempdir())
 
 
 def test_admin_socket_of_a_long_path_is_in_the_temporary_directory_and_its_own(write: Write) -> None:
