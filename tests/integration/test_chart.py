@@ -27,7 +27,7 @@ from relay import __version__
 from relay.app import CLOSE_SECONDS
 from relay.assembly import make_rules, make_sink
 from relay.settings import load
-from relay.settings.model import is_secret_option, secret_keys
+from relay.settings.model import Journal, is_secret_option, secret_keys
 from relay.transport import tls_context
 from tests.kube import tools
 from tests.pages import chart as page
@@ -104,6 +104,14 @@ EVERYTHING: Final[Mapping[str, Any]] = {
     "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     "dashboard": {"enabled": True, "annotations": {"folder": "Security"}},
 }
+ON_KAFKA: Final[Mapping[str, Any]] = {**USUAL, "configuration": {**CONFIGURATION, "journal": {"kind": "kafka"}}}
+EVERYTHING_ON_KAFKA: Final[Mapping[str, Any]] = {
+    **{key: value for key, value in EVERYTHING.items() if key not in ("persistence", "topologySpreadConstraints")},
+    "configuration": {**CONFIGURATION, "journal": {"kind": "kafka", "partitions": 32, "retention": "30d"}},
+    "replicas": 5,
+    "podDisruptionBudget": {"maxUnavailable": 2},
+    "cache": {"sizeLimit": "2Gi"},
+}
 MATRIX: Final[Mapping[str, Mapping[str, Any]]] = {
     "nothing but defaults": {},
     "usual": USUAL,
@@ -118,6 +126,9 @@ MATRIX: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "nobody in": {**USUAL, "networkPolicy": {"enabled": True}},
     "only absent": {**USUAL, "prometheusRule": {"enabled": True, "onlyAbsent": True}},
+    "the Kafka journal": ON_KAFKA,
+    "everything on the Kafka journal": EVERYTHING_ON_KAFKA,
+    "a single replica": {**ON_KAFKA, "replicas": 1, "podDisruptionBudget": {"enabled": False}},
 }
 RELEASES: Final = ("relay", "blue", "incident-relay", "a" * 53)
 
@@ -174,9 +185,15 @@ def the(values: Mapping[str, Any], kind: str, suffix: str = "", **options: Any) 
     return one(rendered(values, **options), kind, suffix)
 
 
+def workload(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """What makes the relay's pods."""
+    (found,) = [one for one in objects if one["kind"] in ("StatefulSet", "Deployment")]
+    return found
+
+
 def spec(values: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """Of the relay's pod."""
-    found: dict[str, Any] = the(values, "StatefulSet", **options)["spec"]["template"]["spec"]
+    found: dict[str, Any] = workload(rendered(values, **options))["spec"]["template"]["spec"]
     return found
 
 
@@ -193,6 +210,11 @@ def with_configuration(**keys: Any) -> dict[str, Any]:
     return {**USUAL, "configuration": {**CONFIGURATION, **keys}}
 
 
+def on_kafka(journal: Mapping[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
+    """With the Kafka journal and more keys of it, and others of the configuration."""
+    return with_configuration(journal={"kind": "kafka", **(journal or {})}, **keys)
+
+
 def refusal(values: Mapping[str, Any]) -> str:
     """What helm says when it installs nothing."""
     done = template(values)
@@ -205,7 +227,7 @@ def refusal(values: Mapping[str, Any]) -> str:
 
 
 def test_lint_finds_nothing() -> None:
-    for values in ({}, EVERYTHING):
+    for values in ({}, EVERYTHING, EVERYTHING_ON_KAFKA):
         done = subprocess.run(
             [tools.BIN / "helm", "lint", "--strict", CHART, "--values", "-"],
             input=json.dumps(values),
@@ -256,6 +278,7 @@ def test_every_switch_renders_with_every_other() -> None:
     ]
     for first, second in combinations(switches, 2):
         assert len(rendered({**USUAL, **first, **second})) >= 5
+        assert len(rendered({**ON_KAFKA, **first, **second})) >= 5
 
 
 # -- names
@@ -263,12 +286,12 @@ def test_every_switch_renders_with_every_other() -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_no_name_and_no_label_is_too_long(release: str) -> None:
-    for values in (USUAL, EVERYTHING, {**USUAL, "nameOverride": "n" * 70}):
+    for values in (USUAL, EVERYTHING, EVERYTHING_ON_KAFKA, {**USUAL, "nameOverride": "n" * 70}):
         for found in rendered(values, release=release):
             assert len(found["metadata"]["name"]) <= 63
             labels = (
                 found["metadata"]["labels"] | found["spec"].get("selector", {}).get("matchLabels", {})
-                if (found["kind"] == "StatefulSet")
+                if (found["kind"] in ("StatefulSet", "Deployment"))
                 else found["metadata"]["labels"]
             )
             assert all(len(text) <= 63 for text in labels.values()), found["kind"]
@@ -281,15 +304,16 @@ def test_long_releases_that_begin_alike_get_different_names() -> None:
     assert len(names) == 2
 
 
-def test_two_releases_in_one_namespace_share_nothing() -> None:
-    blue, green = rendered(EVERYTHING, release="blue"), rendered(EVERYTHING, release="green")
+@pytest.mark.parametrize("values", [EVERYTHING, EVERYTHING_ON_KAFKA], ids=["one pod", "replicas"])
+def test_two_releases_in_one_namespace_share_nothing(values: Mapping[str, Any]) -> None:
+    blue, green = rendered(values, release="blue"), rendered(values, release="green")
     named = [{(found["kind"], found["metadata"]["name"]) for found in release} for release in (blue, green)]
     assert len(named[0]) == len(blue)
     assert named[0].isdisjoint(named[1])
-    pods = [one(release, "StatefulSet")["spec"]["template"]["metadata"]["labels"] for release in (blue, green)]
+    pods = [workload(release)["spec"]["template"]["metadata"]["labels"] for release in (blue, green)]
     for release, other in ((blue, pods[1]), (green, pods[0])):
         for selector in (
-            one(release, "StatefulSet")["spec"]["selector"]["matchLabels"],
+            workload(release)["spec"]["selector"]["matchLabels"],
             one(release, "Service")["spec"]["selector"],
             one(release, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
             one(release, "ServiceMonitor")["spec"]["selector"]["matchLabels"],
@@ -297,18 +321,20 @@ def test_two_releases_in_one_namespace_share_nothing() -> None:
             assert not selector.items() <= other.items()
 
 
-def test_the_service_leads_to_the_relay_and_not_to_the_test() -> None:
-    objects = rendered(EVERYTHING)
+@pytest.mark.parametrize("values", [EVERYTHING, EVERYTHING_ON_KAFKA], ids=["one pod", "replicas"])
+def test_the_service_leads_to_the_relay_and_not_to_the_test(values: Mapping[str, Any]) -> None:
+    objects = rendered(values)
     selector = one(objects, "Service")["spec"]["selector"].items()
-    assert selector <= one(objects, "StatefulSet")["spec"]["template"]["metadata"]["labels"].items()
+    assert selector <= workload(objects)["spec"]["template"]["metadata"]["labels"].items()
     assert not selector <= one(objects, "Pod")["metadata"]["labels"].items()
 
 
 def test_a_release_called_relay_gets_no_service_links() -> None:
-    objects = rendered(USUAL, release="relay")
-    assert one(objects, "Service")["metadata"]["name"] == "relay"
-    assert one(objects, "StatefulSet")["spec"]["template"]["spec"]["enableServiceLinks"] is False
-    assert one(objects, "Pod")["spec"]["enableServiceLinks"] is False
+    for values in (USUAL, ON_KAFKA):
+        objects = rendered(values, release="relay")
+        assert one(objects, "Service")["metadata"]["name"] == "relay"
+        assert workload(objects)["spec"]["template"]["spec"]["enableServiceLinks"] is False
+        assert one(objects, "Pod")["spec"]["enableServiceLinks"] is False
 
 
 # -- upgrades
@@ -319,6 +345,9 @@ def test_what_kubernetes_never_lets_change_is_the_same_in_another_version(tmp_pa
     shutil.copytree(CHART, newer)
     text = (newer / "Chart.yaml").read_text().replace(__version__, "9.9.9")
     (newer / "Chart.yaml").write_text(text)
+    old, new = (the(ON_KAFKA, "Deployment", chart=chart) for chart in (CHART, newer))
+    assert old["metadata"]["labels"] != new["metadata"]["labels"]
+    assert old["spec"]["selector"] == new["spec"]["selector"]
     before, after = (the(EVERYTHING, "StatefulSet", chart=chart) for chart in (CHART, newer))
     assert before["metadata"]["labels"] != after["metadata"]["labels"]
     for key in ("selector", "serviceName", "podManagementPolicy", "volumeClaimTemplates"):
@@ -330,18 +359,21 @@ def test_a_new_chart_alone_makes_no_new_pod(tmp_path: Path) -> None:
     shutil.copytree(CHART, newer)
     text = (newer / "Chart.yaml").read_text().replace(f"\nversion: {__version__}", "\nversion: 9.9.9")
     (newer / "Chart.yaml").write_text(text)
-    before, after = (the(EVERYTHING, "StatefulSet", chart=chart)["spec"]["template"] for chart in (CHART, newer))
-    assert before == after
+    for values in (EVERYTHING, EVERYTHING_ON_KAFKA):
+        before, after = (workload(rendered(values, chart=chart))["spec"]["template"] for chart in (CHART, newer))
+        assert before == after
 
 
-def test_a_changed_configuration_makes_a_new_pod_and_nothing_else_does() -> None:
+@pytest.mark.parametrize("values", [USUAL, ON_KAFKA], ids=["one pod", "replicas"])
+def test_a_changed_configuration_makes_a_new_pod_and_nothing_else_does(values: Mapping[str, Any]) -> None:
     def checksum(values: Mapping[str, Any]) -> str:
-        annotations = the(values, "StatefulSet")["spec"]["template"]["metadata"]["annotations"]
+        annotations = workload(rendered(values))["spec"]["template"]["metadata"]["annotations"]
         return str(annotations["checksum/configuration"])
 
-    changed = with_configuration(sources={"acme": {**SOURCE, "poll_interval": "30s"}})
-    assert checksum(changed) != checksum(USUAL)
-    assert checksum({**USUAL, "resources": {}}) == checksum(USUAL)
+    sources = {"sources": {"acme": {**SOURCE, "poll_interval": "30s"}}}
+    changed = {**values, "configuration": {**values["configuration"], **sources}}
+    assert checksum(changed) != checksum(values)
+    assert checksum({**values, "resources": {}}) == checksum(values)
 
 
 def test_one_pod_whatever_happens() -> None:
@@ -350,6 +382,97 @@ def test_one_pod_whatever_happens() -> None:
     assert found["podManagementPolicy"] == "Parallel"
     assert not [one for one in rendered(EVERYTHING) if one["kind"] == "PodDisruptionBudget"]
     assert "additional properties 'replicaCount' not allowed" in refusal({**USUAL, "replicaCount": 2})
+    assert the({**USUAL, "replicas": 0}, "StatefulSet")["spec"]["replicas"] == 0
+
+
+# -- several pods
+
+
+def test_the_kafka_journal_is_a_deployment_without_a_volume() -> None:
+    objects = rendered(ON_KAFKA)
+    assert {one["kind"] for one in objects} == {
+        "PodDisruptionBudget",
+        "ServiceAccount",
+        "ConfigMap",
+        "Service",
+        "Deployment",
+        "Pod",
+    }
+    pod = workload(objects)["spec"]["template"]["spec"]
+    assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume or "ephemeral" in volume]
+    assert {volume["name"]: volume for volume in pod["volumes"]}["cache"] == {
+        "name": "cache",
+        "emptyDir": {"sizeLimit": "5Gi"},
+    }
+    assert "PodDisruptionBudget" not in {one["kind"] for one in rendered(MATRIX["a single replica"])}
+
+
+def test_how_many_replicas_there_are_is_one_value_which_alone_makes_no_new_pod() -> None:
+    assert the(ON_KAFKA, "Deployment")["spec"]["replicas"] == 2
+    more = the({**ON_KAFKA, "replicas": 16}, "Deployment")["spec"]
+    assert more["replicas"] == 16
+    assert more["template"] == the(ON_KAFKA, "Deployment")["spec"]["template"]
+    assert the({**ON_KAFKA, "replicas": 0}, "Deployment")["spec"]["replicas"] == 0
+
+
+def test_a_new_replica_has_joined_before_an_old_one_leaves() -> None:
+    found = the(ON_KAFKA, "Deployment")["spec"]
+    assert found["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert found["minReadySeconds"] == 10
+
+
+def test_a_drained_node_takes_one_replica_at_a_time_and_never_waits_for_a_broken_one() -> None:
+    objects = rendered(ON_KAFKA)
+    budget = one(objects, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    selector = budget["selector"]["matchLabels"].items()
+    assert selector <= workload(objects)["spec"]["template"]["metadata"]["labels"].items()
+    assert not selector <= one(objects, "Pod")["metadata"]["labels"].items()
+    assert the(EVERYTHING_ON_KAFKA, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 2
+
+
+def test_replicas_go_to_different_nodes_where_there_are_any_unless_told_otherwise() -> None:
+    objects = rendered(ON_KAFKA)
+    (constraint,) = workload(objects)["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert constraint["topologyKey"] == "kubernetes.io/hostname"
+    assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert constraint["labelSelector"] == workload(objects)["spec"]["selector"]
+    own = {"topologySpreadConstraints": EVERYTHING["topologySpreadConstraints"]}
+    assert spec({**ON_KAFKA, **own})["topologySpreadConstraints"] == EVERYTHING["topologySpreadConstraints"]
+    assert "topologySpreadConstraints" not in spec(USUAL)
+
+
+def test_the_cache_and_the_socket_beside_it_are_where_a_replica_can_write(tmp_path: Path) -> None:
+    pod = spec(ON_KAFKA)
+    for name in ("relay", "check"):
+        mounts = {mount["mountPath"]: mount["name"] for mount in container(pod, name)["volumeMounts"]}
+        assert mounts["/var/lib/relay"] == "cache"
+        assert env(pod, name)["RELAY_JOURNAL__CACHE_DIR"] == "/var/lib/relay/cache"
+        assert "RELAY_JOURNAL__PATH" not in env(pod, name)
+    configuration = tmp_path / "relay.yaml"
+    configuration.write_text(
+        the(ON_KAFKA, "ConfigMap")["data"]["relay.yaml"].replace(SOURCE["password_file"], "secret")
+    )
+    (tmp_path / "secret").write_text("secret")
+    given = {name: value for name, value in env(pod).items() if name.startswith("RELAY_") and name != "RELAY_CONFIG"}
+    settings = load(configuration, given, tmp_path)
+    assert settings.journal.cache_dir == Path("/var/lib/relay/cache")
+    assert settings.admin_socket_path.parent == Path("/var/lib/relay")
+    assert settings.kafka_prefix == "soc-relay"
+    own = {**CONFIGURATION, "journal": {"kind": "kafka", "cache_dir": "/fast/cache"}}
+    fast = {
+        "extraVolumes": [{"name": "fast", "emptyDir": {"medium": "Memory"}}],
+        "extraVolumeMounts": [{"name": "fast", "mountPath": "/fast"}],
+    }
+    assert "RELAY_JOURNAL__CACHE_DIR" not in env(spec({**ON_KAFKA, "configuration": own, **fast}))
+
+
+def test_the_chart_and_the_relay_agree_on_how_many_partitions_there_are() -> None:
+    """The chart has to know the default, for more replicas than that are refused."""
+    default = Journal.model_fields["partitions"].default
+    assert rendered({**ON_KAFKA, "replicas": default})
+    assert f"but configuration.journal.partitions {default}" in refusal({**ON_KAFKA, "replicas": default + 1})
 
 
 # -- the pod
@@ -384,7 +507,7 @@ def test_a_grace_that_cannot_be_read_is_refused_by_name() -> None:
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
 def test_every_pod_meets_the_standard_restricted(values: Mapping[str, Any]) -> None:
     objects = rendered(values)
-    for pod in (one(objects, "StatefulSet")["spec"]["template"]["spec"], one(objects, "Pod")["spec"]):
+    for pod in (workload(objects)["spec"]["template"]["spec"], one(objects, "Pod")["spec"]):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["fsGroup"] == 10001
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -404,8 +527,9 @@ def test_every_pod_meets_the_standard_restricted(values: Mapping[str, Any]) -> N
         assert account["automountServiceAccountToken"] is False
 
 
-def test_probes_ask_what_the_contract_says() -> None:
-    relay = container(spec(USUAL))
+@pytest.mark.parametrize("values", [USUAL, ON_KAFKA], ids=["one pod", "replicas"])
+def test_probes_ask_what_the_contract_says(values: Mapping[str, Any]) -> None:
+    relay = container(spec(values))
     paths = {name: relay[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert paths == {
         "startupProbe": {"path": "/livez", "port": "http"},
@@ -423,9 +547,10 @@ def test_a_chosen_port_is_that_of_container_and_probes_while_the_service_keeps_i
     assert one(objects, "Service")["spec"]["ports"] == [{"name": "http", "port": 8080, "targetPort": "http"}]
 
 
-def test_the_check_and_the_test_see_what_the_relay_sees() -> None:
-    objects = rendered(EVERYTHING)
-    pod = one(objects, "StatefulSet")["spec"]["template"]["spec"]
+@pytest.mark.parametrize("values", [EVERYTHING, EVERYTHING_ON_KAFKA], ids=["one pod", "replicas"])
+def test_the_check_and_the_test_see_what_the_relay_sees(values: Mapping[str, Any]) -> None:
+    objects = rendered(values)
+    pod = workload(objects)["spec"]["template"]["spec"]
     relay, check = container(pod), container(pod, "check")
     test = one(objects, "Pod")["spec"]["containers"][0]
     assert [relay["args"], check["args"], test["args"]] == [["run"], ["check", "--offline"], ["check"]]
@@ -449,9 +574,9 @@ def test_the_test_takes_no_volume_that_the_relay_has() -> None:
 def test_every_mount_has_its_volume_and_no_volume_is_idle() -> None:
     for values in MATRIX.values():
         objects = rendered(values)
-        claims = one(objects, "StatefulSet")["spec"].get("volumeClaimTemplates", [])
+        claims = workload(objects)["spec"].get("volumeClaimTemplates", [])
         for pod, more in (
-            (one(objects, "StatefulSet")["spec"]["template"]["spec"], claims),
+            (workload(objects)["spec"]["template"]["spec"], claims),
             (one(objects, "Pod")["spec"], []),
         ):
             volumes = [volume["name"] for volume in pod["volumes"]] + [claim["metadata"]["name"] for claim in more]
@@ -468,7 +593,8 @@ def test_what_users_add_reaches_the_pod() -> None:
     assert metadata["labels"]["team"] == "soc"
     assert metadata["annotations"]["a"] == "b"
     assert container(pod)["image"] == f"registry.example:5000/relay:{__version__}@sha256:{'a' * 64}"
-    assert all(found["metadata"]["labels"]["team"] == "soc" for found in rendered(EVERYTHING))
+    for values in (EVERYTHING, EVERYTHING_ON_KAFKA):
+        assert all(found["metadata"]["labels"]["team"] == "soc" for found in rendered(values))
 
 
 def test_a_mirror_of_openshift_may_choose_the_user() -> None:
@@ -685,6 +811,12 @@ def test_the_dashboard_is_that_of_everybody_else() -> None:
         (USUAL, "http://relay.soc.svc:8080/metrics"),
         (USUAL, "Load the alerts"),
         (EVERYTHING, "Prometheus scrapes /metrics as job relay"),
+        (ON_KAFKA, "2 replicas on the Kafka journal"),
+        (ON_KAFKA, "kubectl --namespace soc rollout status deployment/relay"),
+        (ON_KAFKA, "kubectl --namespace soc exec deployment/relay -- relay status"),
+        (ON_KAFKA, "--selector app.kubernetes.io/instance=relay,app.kubernetes.io/component=relay"),
+        ({**ON_KAFKA, "replicas": 1}, "1 replica on the Kafka journal"),
+        ({**ON_KAFKA, "replicas": 0}, "replicas is 0"),
     ],
 )
 def test_the_notes_say_what_to_do_next(values: Mapping[str, Any], said: str) -> None:
@@ -694,7 +826,8 @@ def test_the_notes_say_what_to_do_next(values: Mapping[str, Any], said: str) -> 
 
 
 def test_a_good_installation_is_not_warned_of() -> None:
-    assert "WARNING" not in _notes(USUAL)
+    for values in (USUAL, ON_KAFKA, {**ON_KAFKA, "persistence": {"enabled": False}}):
+        assert "WARNING" not in _notes(values)
 
 
 def _notes(values: Mapping[str, Any]) -> str:
@@ -805,10 +938,74 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 
 REFUSED: Final[Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]]] = {
-    "the Kafka journal": (
-        with_configuration(journal={"kind": "kafka"}),
-        ("/configuration/journal/kind",),
+    "a journal of no kind": (with_configuration(journal={"kind": "redis"}), ("/configuration/journal/kind",)),
+    "two pods with one file": (
+        {**USUAL, "replicas": 2},
+        ("replicas is 2, but the SQLite journal is one file of one process", "configuration.journal.kind: kafka"),
     ),
+    "less than no pod": ({**ON_KAFKA, "replicas": -1}, ("/replicas",)),
+    "half a pod": ({**ON_KAFKA, "replicas": 1.5}, ("/replicas", "integer")),
+    "more pods than work": (
+        {**on_kafka({"partitions": 4}), "replicas": 5},
+        ("replicas is 5, but configuration.journal.partitions 4", "lower replicas"),
+    ),
+    "a journal without brokers": (
+        on_kafka(kafka={}),
+        ("configuration.kafka.bootstrap.servers is missing", "configuration.journal.kind: kafka"),
+    ),
+    "brokers of a sink alone": (
+        on_kafka(kafka={}, sinks={"siem": {"type": "kafka", "topic": "a", "kafka": {"bootstrap.servers": "b"}}}),
+        ("configuration.kafka.bootstrap.servers is missing",),
+    ),
+    "a volume for a journal that needs none": (
+        {**ON_KAFKA, "persistence": {"size": "20Gi", "storageClass": "fast", "existingClaim": "journal"}},
+        (
+            "persistence.existingClaim, persistence.size, persistence.storageClass goes with the SQLite journal",
+            "cache.sizeLimit",
+        ),
+    ),
+    "another mode for a volume that is none": (
+        {**ON_KAFKA, "persistence": {"accessModes": ["ReadWriteOnce"]}},
+        ("persistence.accessModes goes with the SQLite journal",),
+    ),
+    "a file for a journal that has none": (
+        on_kafka({"path": "/var/lib/relay/relay.db"}),
+        ("configuration.journal.path goes with the other kind of journal", "kind: sqlite"),
+    ),
+    "partitions of a file": (
+        with_configuration(journal={"partitions": 4, "cache_dir": "/var/lib/relay/cache"}),
+        ("configuration.journal.partitions goes with", "configuration.journal.cache_dir goes with", "kind: kafka"),
+    ),
+    "a cache beside the configuration": (
+        on_kafka({"cache_dir": "cache"}),
+        ("configuration.journal.cache_dir can't be written", "it is then /var/lib/relay/cache"),
+    ),
+    "a cache that is the mount itself": (
+        on_kafka({"cache_dir": "/var/lib/relay"}),
+        ("configuration.journal.cache_dir can't be written",),
+    ),
+    "a cache that leaves its volume": (
+        on_kafka({"cache_dir": "/var/lib/relay/../cache"}),
+        ("configuration.journal.cache_dir",),
+    ),
+    "a cache that a variable moves": (
+        {**ON_KAFKA, "extraEnv": [{"name": "RELAY_JOURNAL__CACHE_DIR", "value": "/tmp"}]},
+        ("extraEnv RELAY_JOURNAL__CACHE_DIR", "configuration.journal.cache_dir"),
+    ),
+    "one name for all members": (
+        on_kafka(kafka={**CONFIGURATION["kafka"], "group.instance.id": "relay"}),
+        ("configuration.kafka.group.instance.id would be the same in every pod", "remove it"),
+    ),
+    "one name for all members, by a variable": (
+        {**ON_KAFKA, "extraEnv": [{"name": "RELAY_KAFKA__GROUP_INSTANCE_ID", "value": "relay"}]},
+        ("extraEnv RELAY_KAFKA__GROUP_INSTANCE_ID would be the same in every pod",),
+    ),
+    "a file that goes with its pod": (
+        on_kafka(sinks={"disk": {"type": "file", "path": "/var/lib/relay/events.ndjson"}}),
+        ("configuration.sinks.disk.path is in a folder that goes with its pod", "extraVolumeMounts"),
+    ),
+    "a budget of nothing": ({**ON_KAFKA, "podDisruptionBudget": {"maxUnavailable": 0}}, ("maxUnavailable",)),
+    "a cache of no size": ({**ON_KAFKA, "cache": {"sizeLimit": "large"}}, ("/cache/sizeLimit",)),
     "a journal beside the configuration": (
         with_configuration(journal={"path": "relay.db"}),
         ("configuration.journal.path", "it is then /var/lib/relay/relay.db"),
@@ -907,9 +1104,18 @@ def test_what_cannot_work_is_refused_before_it_is_installed(values: Mapping[str,
     assert len(error.splitlines()) < 10, error
 
 
-def test_the_kafka_journal_is_refused_with_what_to_use_instead() -> None:
-    done = template(with_configuration(journal={"kind": "kafka"}), "--skip-schema-validation")
-    assert "configuration.journal.kind: kafka is not available yet in this version; use sqlite" in done.stderr
+def test_where_a_secret_would_stand_is_said_as_it_is() -> None:
+    plain = {"extraEnv": [{"name": "RELAY_SOURCES__ACME__PASSWORD", "value": HIDDEN}]}
+    assert "would stand in the StatefulSet" in refusal({**USUAL, **plain})
+    assert "would stand in the Deployment" in refusal({**ON_KAFKA, **plain})
+
+
+def test_brokers_and_names_of_members_may_come_from_variables() -> None:
+    without = on_kafka(kafka={})
+    assert rendered({**without, "extraEnv": [{"name": "RELAY_KAFKA__BOOTSTRAP_SERVERS", "value": "kafka:9092"}]})
+    assert rendered({**without, "envFrom": [{"configMapRef": {"name": "brokers"}}]})
+    by_pod = {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert rendered({**ON_KAFKA, "extraEnv": [{"name": "RELAY_KAFKA__GROUP_INSTANCE_ID", "valueFrom": by_pod}]})
 
 
 def test_what_may_be_written_in_the_configuration_is_let_through() -> None:
@@ -978,8 +1184,8 @@ def test_values_in_the_documents_can_be_installed(document: Path) -> None:
 def test_the_packaged_chart_holds_what_it_needs(tmp_path: Path) -> None:
     run("package", CHART, "--destination", tmp_path)
     (archive,) = tmp_path.glob("*.tgz")
-    packed = rendered(EVERYTHING, chart=archive)
-    assert packed == rendered(EVERYTHING)
+    for values in (EVERYTHING, EVERYTHING_ON_KAFKA):
+        assert rendered(values, chart=archive) == rendered(values)
 
 
 # -- deploy/
@@ -1030,6 +1236,7 @@ def _loaded(text: str, folder: Path) -> Any:
 def test_there_is_an_example_for_each_situation() -> None:
     assert [path.stem for path in EXAMPLES] == [
         "behind-a-proxy",
+        "kafka-journal-with-sasl",
         "kafka-with-scram-and-tls",
         "many-tenants",
         "one-tenant-to-kafka",

@@ -17,6 +17,7 @@ PAGE: Final = CHART / "values.schema.json"
 _NOT_EMPTY: Final = "^(?=.)"
 _NAMED: Final = {"type": "object", "required": ["name"]}
 _WORDS: Final = {"type": "object", "additionalProperties": {"type": "string"}}
+_QUANTITY: Final = "^[0-9]+(\\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$"
 _PORTS: Final = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 65535}}
 _PEERS: Final = {
     "type": "object",
@@ -63,12 +64,15 @@ MORE: Final[Mapping[str, Mapping[str, Any]]] = {
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
     "imagePullSecrets": {"items": _NAMED},
     "commonLabels": _WORDS,
+    "replicas": {"minimum": 0},
+    "podDisruptionBudget.maxUnavailable": {"minimum": 1},
+    "cache.sizeLimit": {"pattern": _QUANTITY},
     "persistence.accessModes": {
         "items": {"enum": ["ReadWriteOncePod", "ReadWriteOnce"]},
         "minItems": 1,
         "maxItems": 1,
     },
-    "persistence.size": {"pattern": "^[0-9]+(\\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$"},
+    "persistence.size": {"pattern": _QUANTITY},
     "persistence.annotations": _WORDS,
     "serviceAccount.annotations": _WORDS,
     "service.port": {"minimum": 1, "maximum": 65535},
@@ -121,7 +125,8 @@ def _schema(at: tuple[str, ...], default: Any, about: Mapping[str, str]) -> dict
         return {"type": "object", **said, **MORE.get(name, {})}
     if isinstance(default, list):
         return {"type": "array", **said, "items": {"type": "object"}, **MORE.get(name, {})}
-    types = {bool: "boolean", int: "integer", str: "string"}
+    # The one value that has no default is a number.
+    types = {bool: "boolean", int: "integer", str: "string", type(None): ["integer", "null"]}
     return {"type": types[type(default)], **said, **MORE.get(name, {})}
 
 

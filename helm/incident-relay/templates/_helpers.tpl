@@ -60,6 +60,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ toYaml .Values.configuration }}
 {{- end }}
 
+{{/* Whether the journal is on Kafka, `true` or nothing. */}}
+{{- define "incident-relay.onKafka" -}}
+{{- if eq (dig "journal" "kind" "sqlite" .Values.configuration | toString) "kafka" -}}true{{- end -}}
+{{- end }}
+
+{{- define "incident-relay.workload" -}}
+{{- ternary "Deployment" "StatefulSet" (not (empty (include "incident-relay.onKafka" .))) -}}
+{{- end }}
+
+{{- define "incident-relay.replicas" -}}
+{{- if kindIs "invalid" .Values.replicas -}}
+{{- ternary 2 1 (not (empty (include "incident-relay.onKafka" .))) -}}
+{{- else -}}
+{{- int .Values.replicas -}}
+{{- end -}}
+{{- end }}
+
+{{/* The volume in which the relay writes: its journal, or the cache of a journal that is on Kafka. */}}
+{{- define "incident-relay.ownVolume" -}}
+{{- ternary "cache" "journal" (not (empty (include "incident-relay.onKafka" .))) -}}
+{{- end }}
+
 {{- define "incident-relay.httpPort" -}}
 {{- dig "http" "port" 8080 .Values.configuration | int -}}
 {{- end }}
@@ -113,7 +135,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "incident-relay.env" -}}
 - name: RELAY_CONFIG
   value: /etc/relay/relay.yaml
-{{- if not (dig "journal" "path" "" .Values.configuration) }}
+{{- if include "incident-relay.onKafka" . }}
+{{- if not (dig "journal" "cache_dir" "" .Values.configuration) }}
+# Relative paths start at the folder of the configuration, which can't be written.
+- name: RELAY_JOURNAL__CACHE_DIR
+  value: {{ include "incident-relay.folder" . }}/cache
+{{- end }}
+{{- else if not (dig "journal" "path" "" .Values.configuration) }}
 # Relative paths start at the folder of the configuration, which can't be written.
 - name: RELAY_JOURNAL__PATH
   value: {{ include "incident-relay.folder" . }}/relay.db
@@ -158,7 +186,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   mountPath: {{ include "incident-relay.caFolder" . }}
   readOnly: true
 {{- end }}
-- name: journal
+- name: {{ include "incident-relay.ownVolume" . }}
   mountPath: {{ include "incident-relay.folder" . }}
 - name: tmp
   mountPath: /tmp
@@ -167,7 +195,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* All but the journal's, and those of the user. */}}
+{{/* All but its own, and those of the user. */}}
 {{- define "incident-relay.volumes" -}}
 - name: configuration
   configMap:
