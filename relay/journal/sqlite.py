@@ -190,6 +190,7 @@ class SqliteJournal:
         self._durable = True
         self._tail: deque[Delivery] = deque()
         self._tail_bytes = 0
+        self._tail_after = 0
         self._calls: dict[asyncio.Future[Any], float] = {}
         self._max_pages = 0
         self._files: tuple[tuple[int, int] | None, ...] = ()
@@ -339,7 +340,7 @@ class SqliteJournal:
             except sqlite3.Error:
                 copy.unlink(missing_ok=True)  # half a copy must not pass for a backup
                 raise
-        with _transaction(db):
+        with transaction(db):
             for script in MIGRATIONS[version:]:
                 for statement in filter(str.strip, script.split(";")):
                     db.execute(statement)
@@ -390,8 +391,7 @@ class SqliteJournal:
                     return work(db)
                 self._require_in_place()
                 self._synchronize(db, durable=durable)
-                with _transaction(db):
-                    return work(db)
+                return self._in_transaction(db, work)
             except sqlite3.Error as exc:
                 if write and _primary_code(exc) == sqlite3.SQLITE_FULL and self._exceeds_limit(db, work):
                     raise self.full(f"what comes next does not fit into max_bytes = {self._max_bytes}") from exc
@@ -405,6 +405,10 @@ class SqliteJournal:
         except JournalDamaged:
             self._roomy.set()  # nobody shall wait for room in it
             raise
+
+    def _in_transaction(self, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        with transaction(db):
+            return work(db)
 
     def _found_files(self) -> tuple[tuple[int, int] | None, ...]:
         return _identity(self.path), _identity(self._log)
@@ -525,7 +529,7 @@ class SqliteJournal:
         """The lease of this sink; `start` counts only the first time that the name is seen."""
 
         def work(db: sqlite3.Connection) -> tuple[int, bytes, set[int], bool]:
-            first = _last_position(db) if start == "now" else 0
+            first = self.end(db) if start == "now" else 0
             fresh = msgspec.json.encode(EndpointStatus())
             db.execute(
                 "INSERT INTO sink (name, position, keep_seconds, endpoint) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -537,6 +541,7 @@ class SqliteJournal:
             position, endpoint = db.execute("SELECT position, endpoint FROM sink WHERE name = ?", (name,)).fetchone()
             return position, endpoint, _settled_above(db, name, position), _has_pending(db, name)
 
+        await self.refresh()
         position, endpoint, settled, pending = await self.run(work, write=True)
         status = self._decoded(endpoint, EndpointStatus)
         lease = SqliteSinkLease(
@@ -560,7 +565,7 @@ class SqliteJournal:
                 StoredSink(
                     name=name,
                     endpoint=self._decoded(endpoint, EndpointStatus),
-                    backlog=_backlog(db, name, position),
+                    backlog=self.backlog(db, name, position),
                     dead=_buried(db, "sink", name).letters,
                     removed=removed,
                 )
@@ -614,6 +619,7 @@ class SqliteJournal:
 
     async def rename_sink(self, old: str, new: str) -> None:
         """All that was kept for the old name is the new one's. Raises ConfigError."""
+        await self.refresh()
 
         def work(db: sqlite3.Connection) -> None:
             _require_names(db, "sink", old, new)
@@ -626,6 +632,7 @@ class SqliteJournal:
 
     async def rename_source(self, old: str, new: str) -> None:
         """The same for a source; events in the journal keep the old label. Raises ConfigError."""
+        await self.refresh()
 
         def work(db: sqlite3.Connection) -> None:
             # A relay that was started too early has made room for it, and read nothing.
@@ -637,7 +644,7 @@ class SqliteJournal:
             _require_names(db, "source", old, new)
             db.execute(
                 "INSERT INTO renamed SELECT id, ?, name FROM source WHERE name = ? ON CONFLICT DO NOTHING",
-                (_last_position(db), old),
+                (self.end(db), old),
             )
             db.execute("UPDATE source SET name = ?2 WHERE name = ?1", (old, new))
             _rename_dead(db, "source", old, new)
@@ -688,6 +695,64 @@ class SqliteJournal:
         except (msgspec.MsgspecError, TypeError) as exc:
             raise self.damaged("a stored state cannot be read") from exc
 
+    # -- what a journal that others write to as well does more -----------------------------------------------------
+
+    def require_held(self) -> None:
+        """Raises LeaseLost when this is somebody else's by now: a file never is."""
+
+    async def refresh(self) -> None:
+        """Learns how far the events go: here all is known."""
+
+    async def caught_up(self, *, patient: bool = True) -> None:
+        """Returns when the sinks may have all that was committed here: at once, in a file."""
+
+    async def recall(self) -> None:
+        """Makes sure that every event that is still kept is at hand: here they are."""
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def end(self, db: sqlite3.Connection) -> int:
+        """The position of the last event that was committed; 0 before the first."""
+        return _last_position(db)
+
+    def number_above(self, db: sqlite3.Connection, position: int) -> None:
+        """Events that are committed from now on have positions above this one."""
+        _number_above(db, position)
+
+    def store(
+        self, db: sqlite3.Connection, source: int, name: str, events: Sequence[Event], now: Instant
+    ) -> list[Delivery]:
+        """Writes the events of one commit; returns those that the sinks may have at once."""
+        bodies = [native.render(event) for event in events]
+        _insert_events(db, [_event_row(source, event, now, body) for event, body in zip(events, bodies, strict=True)])
+        first = _last_position(db) - len(events) + 1
+        return [Delivery.of(first + index, event, bodies[index]) for index, event in enumerate(events)]
+
+    def waiting_after(self, db: sqlite3.Connection, position: int) -> int:
+        """How many events were committed behind this position. There are no holes behind a sink's."""
+        return max(0, _last_position(db) - position)
+
+    def newest_sequence(self, db: sqlite3.Connection, source: int, uuid: str) -> int:
+        """The number of the last version of an incident, 0 when there is none."""
+        row = db.execute("SELECT sequence FROM incident WHERE source = ? AND uuid = ?", (source, uuid)).fetchone()
+        return int(row[0]) if row else 0
+
+    def backlog(self, db: sqlite3.Connection, sink: str, position: int) -> Backlog:
+        """What waits above that position, and what is pending below it. A command's age counts from the command."""
+        pending, retrying, first_pending, first_command = db.execute(
+            "SELECT count(*), count(*) FILTER (WHERE attempts > 0), min(position) FILTER (WHERE cause = ''), "
+            "min(since) FILTER (WHERE cause <> '') FROM pending WHERE sink = ? AND position <= ?",
+            (sink, position),
+        ).fetchone()
+        first = db.execute(
+            "SELECT committed FROM event WHERE position >= ? ORDER BY position LIMIT 1",
+            (min(position + 1, first_pending or position + 1),),
+        ).fetchone()
+        times = [first[0]] if first else []
+        times += [] if first_command is None else [first_command]
+        waiting = pending + self.waiting_after(db, position)
+        return Backlog(events=waiting, oldest=min(times, default=None), retrying=retrying)
+
     # -- space --------------------------------------------------------------------------------------------------
 
     async def use(self) -> JournalUse:
@@ -703,17 +768,24 @@ class SqliteJournal:
 
         return await self.run(work, write=False)
 
-    def committed(self, deliveries: Sequence[Delivery]) -> None:
-        """New events are durable: keeps them at hand for the sinks that are close behind, and wakes all."""
+    def committed(self, deliveries: Sequence[Delivery], *, after: int | None = None) -> None:
+        """New events are durable: keeps them at hand for the sinks that are close behind, and wakes all.
+
+        `after`: between this position and the first of them there is none; None: they have no holes.
+        """
         if not deliveries:
             return
-        if self._tail and deliveries[0].position != self._tail[-1].position + 1:
+        follows = deliveries[0].position - 1 if after is None else after
+        if not self._tail or follows != self._tail[-1].position:
             self._tail.clear()  # a commit whose caller was cancelled is missing: the sinks read the file instead
             self._tail_bytes = 0
+            self._tail_after = follows
         self._tail.extend(deliveries)
         self._tail_bytes += sum(len(delivery.body) for delivery in deliveries)
         while self._tail_bytes > TAIL_BYTES:
-            self._tail_bytes -= len(self._tail.popleft().body)
+            gone = self._tail.popleft()
+            self._tail_after = gone.position
+            self._tail_bytes -= len(gone.body)
         self.wake_sinks()
 
     def wake_sinks(self) -> None:
@@ -723,7 +795,7 @@ class SqliteJournal:
 
     def tail_after(self, position: int, limit: int) -> list[Delivery]:
         """Up to `limit` events that follow this position, when they are still at hand; else none."""
-        if not self._tail or not self._tail[0].position <= position + 1 <= self._tail[-1].position:
+        if not self._tail or not self._tail_after <= position < self._tail[-1].position:
             return []
         start = bisect_right(self._tail, position, key=attrgetter("position"))
         return list(islice(self._tail, start, start + limit))
@@ -739,6 +811,7 @@ class SqliteJournal:
 
     async def tend(self) -> Tended:
         """Lets expire what no sink took within `keep`, and deletes delivered events: old ones, and all when short."""
+        await self.caught_up()
         now = self._clock.now()
         names = await self.run(lambda db: [row[0] for row in db.execute("SELECT name FROM sink")], write=False)
         expired = {name: await self._expire(name, now) for name in names}
@@ -748,7 +821,7 @@ class SqliteJournal:
         while slice_deleted := await self.run(lambda db: self._delete_slice(db, now), write=True):
             deleted += slice_deleted
         use = await self.use()
-        if use.used_bytes < FULL_RATIO * self._max_bytes:
+        if use.used_bytes < FULL_RATIO * use.limit_bytes:
             self._roomy.set()
         return Tended(
             deleted=deleted,
@@ -834,11 +907,7 @@ class SqliteSourceLease:
             events = page.events
             if unsure and events:
                 events = self._not_yet_there(db, events)
-            bodies = [native.render(event) for event in events]
-            if events:
-                rows = zip(events, bodies, strict=True)
-                _insert_events(db, [_event_row(self._id, event, now, body) for event, body in rows])
-            first = _last_position(db) - len(events) + 1 if events else 0
+            added = self._journal.store(db, self._id, self.name, events, now) if events else []
             if page.rows:
                 by_uuid = sorted(page.rows, key=attrgetter("uuid"))  # neighbours in the index are written together
                 _upsert_incidents(db, [_incident_row(self._id, row) for row in by_uuid])
@@ -848,7 +917,7 @@ class SqliteSourceLease:
                     (bad.id, self.name, bad.reason, now, bad.raw),
                 )
             db.execute("UPDATE source SET progress = ? WHERE id = ?", (msgspec.json.encode(page.progress), self._id))
-            return [Delivery.of(first + index, event, bodies[index]) for index, event in enumerate(events)]
+            return added
 
         added = await self._journal.run(work, write=True)
         self._unsure = False
@@ -921,6 +990,22 @@ class SqliteSinkLease:
         """The positions that are out for delivery."""
         return frozenset(self._flight)
 
+    @property
+    def reached(self) -> int:
+        """The position up to which everything is finished or pending."""
+        return self._position
+
+    async def pass_over(self, position: int) -> None:
+        """Goes on behind this position, forward or back: what lies between is somebody else's to send."""
+
+        def work(db: sqlite3.Connection) -> set[int]:
+            db.execute("UPDATE sink SET position = ?1 WHERE name = ?2 AND position <> ?1", (position, self.name))
+            return _settled_above(db, self.name, position)
+
+        self._settled = await self._journal.run(work, write=True)
+        self._position = self._scanned = position
+        self._open.clear()
+
     async def reload(self) -> None:
         """Reads the position again after it was moved by expiry; what is in flight stays."""
 
@@ -939,10 +1024,11 @@ class SqliteSinkLease:
             return False
         if position.position <= self._position:
             return True
+        await self._journal.refresh()
 
         def work(db: sqlite3.Connection) -> set[int]:
-            if position.position > _last_position(db):
-                _number_above(db, position.position)
+            if position.position > self._journal.end(db):
+                self._journal.number_above(db, position.position)
             db.execute("UPDATE sink SET position = ? WHERE name = ?", (position.position, self.name))
             db.execute(
                 "DELETE FROM pending WHERE sink = ? AND position <= ? AND cause = ''", (self.name, position.position)
@@ -957,8 +1043,10 @@ class SqliteSinkLease:
 
     async def claim(self, limit: int, *, in_order: bool, wait: bool = True) -> Claim:
         """Waits for work, then hands out up to `limit` deliveries, oldest first; see the contract."""
+        await self._journal.caught_up(patient=not wait)
         while True:
             self._wake.clear()
+            self._journal.require_held()
             async with self._claiming:
                 found, next_due = await self._claim_due(limit, replays=self._replays_turn)
                 upto = None
@@ -1116,11 +1204,13 @@ class SqliteSinkLease:
             self._open.pop(at, None)
 
     async def backlog(self) -> Backlog:
-        """What waits, in flight included. Positions have no holes above the cursors, so they can be subtracted."""
-        return await self._journal.run(lambda db: _backlog(db, self.name, self._position), write=False)
+        """What waits, in flight included."""
+        await self._journal.caught_up()
+        return await self._journal.run(lambda db: self._journal.backlog(db, self.name, self._position), write=False)
 
     async def redrive(self, ids: Collection[str] | None, *, superseded: bool = False) -> Redriven:
         """Lets dead letters wait again; see the contract."""
+        await self._journal.recall()
         async with self._claiming, self._settling:
             now = self._clock.now()
             unsent = {(d.source, d.uuid, d.sequence) for at, d in self._open.items() if at not in self._flight}
@@ -1128,7 +1218,7 @@ class SqliteSinkLease:
 
             def work(db: sqlite3.Connection) -> Redriven:
                 letters = _letters(db, "sink", self.name, ids)
-                older = set() if superseded else _older_than_sent(db, letters, self._scanned, unsent, flight)
+                older = set() if superseded else self._older_than_sent(db, letters, unsent, flight)
                 for letter in letters:
                     if letter.id not in older:
                         _await_again(db, letter, now)
@@ -1139,8 +1229,62 @@ class SqliteSinkLease:
         self.wake()
         return done
 
+    def _older_than_sent(
+        self,
+        db: sqlite3.Connection,
+        letters: Sequence[DeadLetter],
+        unsent: Collection[tuple[str, str, int]],
+        flight: Collection[int],
+    ) -> set[str]:
+        """The ids of letters that a newer version of their incident has overtaken.
+
+        Every version has a number, so one that is newer and neither waits nor is dead was sent (or passed by a rule of
+        the sink). `unsent` are versions that were read and wait.
+        """
+        behind: dict[tuple[int, str], list[tuple[int, str]]] = {}
+        newest: dict[tuple[int, str], int] = {}
+        for letter in letters:
+            delivery = letter.event
+            key = (_source_of(db, delivery), delivery.uuid)
+            last = self._journal.newest_sequence(db, *key)
+            if last > delivery.sequence:
+                behind.setdefault(key, []).append((delivery.sequence, letter.id))
+                newest[key] = last
+        if not behind:
+            return set()
+        sink = self.name
+        waiting: dict[tuple[int, str], set[int]] = {key: set() for key in behind}
+        for source, uuid, sequence in db.execute(
+            "SELECT source, uuid, sequence FROM event WHERE position > ?", (self._scanned,)
+        ):
+            waiting.get((source, uuid), set()).add(sequence)
+        for _name, uuid, sequence in unsent:
+            for key in behind:
+                if key[1] == uuid:
+                    waiting[key].add(sequence)
+        for key, numbers in waiting.items():
+            numbers.update(
+                sequence
+                for position, sequence in db.execute(
+                    "SELECT p.position, e.sequence FROM pending p JOIN event e ON e.position = p.position "
+                    "WHERE p.sink = ? AND p.source = ? AND p.uuid = ? AND p.cause <> 'replay'",
+                    (sink, *key),
+                )
+                if position not in flight
+            )
+        for letter in _letters(db, "sink", sink, None):
+            delivery = letter.event
+            waiting.get((_source_of(db, delivery), delivery.uuid), set()).add(delivery.sequence)
+        return {
+            id_
+            for key, versions in behind.items()
+            for sequence, id_ in versions
+            if not set(range(sequence + 1, newest[key] + 1)) <= waiting[key]
+        }
+
     async def replay(self, since: Instant, until: Instant, uuid: str | None = None) -> int:
         """Sends again what was committed in that time, as far as it is still here; see the contract."""
+        await self._journal.recall()
         async with self._claiming, self._settling:
             now = self._clock.now()
             waiting = msgspec.json.encode(list(self._open)).decode()
@@ -1240,7 +1384,8 @@ def _words(exc: OSError) -> str:
 
 
 @contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Any:
+def transaction(db: sqlite3.Connection) -> Any:
+    """Commits what is done within, or nothing of it."""
     if db.in_transaction:  # a roll-back failed as well
         db.execute("ROLLBACK")
     db.execute("BEGIN IMMEDIATE")
@@ -1516,75 +1661,6 @@ def _source_of(db: sqlite3.Connection, delivery: Delivery) -> int:
     ).fetchone()
     row = row or db.execute("SELECT id FROM source WHERE name = ?", (delivery.source,)).fetchone()
     return int(row[0]) if row else 0
-
-
-def _older_than_sent(
-    db: sqlite3.Connection,
-    letters: Sequence[DeadLetter],
-    scanned: int,
-    unsent: Collection[tuple[str, str, int]],
-    flight: Collection[int],
-) -> set[str]:
-    """The ids of letters that a newer version of their incident has overtaken.
-
-    Every version has a number, so one that is newer and neither waits nor is dead was sent (or passed by a rule of the
-    sink). `unsent` are versions that were read up to position `scanned` and wait.
-    """
-    behind: dict[tuple[int, str], list[tuple[int, str]]] = {}
-    newest: dict[tuple[int, str], int] = {}
-    for letter in letters:
-        delivery = letter.event
-        key = (_source_of(db, delivery), delivery.uuid)
-        row = db.execute("SELECT sequence FROM incident WHERE source = ? AND uuid = ?", key).fetchone()
-        if row and row[0] > delivery.sequence:
-            behind.setdefault(key, []).append((delivery.sequence, letter.id))
-            newest[key] = row[0]
-    if not behind:
-        return set()
-    sink = letters[0].name
-    waiting: dict[tuple[int, str], set[int]] = {key: set() for key in behind}
-    for source, uuid, sequence in db.execute("SELECT source, uuid, sequence FROM event WHERE position > ?", (scanned,)):
-        waiting.get((source, uuid), set()).add(sequence)
-    for _name, uuid, sequence in unsent:
-        for key in behind:
-            if key[1] == uuid:
-                waiting[key].add(sequence)
-    for key, numbers in waiting.items():
-        numbers.update(
-            sequence
-            for position, sequence in db.execute(
-                "SELECT p.position, e.sequence FROM pending p JOIN event e ON e.position = p.position "
-                "WHERE p.sink = ? AND p.source = ? AND p.uuid = ? AND p.cause <> 'replay'",
-                (sink, *key),
-            )
-            if position not in flight
-        )
-    for letter in _letters(db, "sink", sink, None):
-        delivery = letter.event
-        waiting.get((_source_of(db, delivery), delivery.uuid), set()).add(delivery.sequence)
-    return {
-        id_
-        for key, versions in behind.items()
-        for sequence, id_ in versions
-        if not set(range(sequence + 1, newest[key] + 1)) <= waiting[key]
-    }
-
-
-def _backlog(db: sqlite3.Connection, sink: str, position: int) -> Backlog:
-    """What waits above that position, and what is pending below it. A command's age counts from the command."""
-    pending, retrying, first_pending, first_command = db.execute(
-        "SELECT count(*), count(*) FILTER (WHERE attempts > 0), min(position) FILTER (WHERE cause = ''), "
-        "min(since) FILTER (WHERE cause <> '') FROM pending WHERE sink = ? AND position <= ?",
-        (sink, position),
-    ).fetchone()
-    ahead = max(0, _last_position(db) - position)
-    first = db.execute(
-        "SELECT committed FROM event WHERE position >= ? ORDER BY position LIMIT 1",
-        (min(position + 1, first_pending or position + 1),),
-    ).fetchone()
-    times = [first[0]] if first else []
-    times += [] if first_command is None else [first_command]
-    return Backlog(events=pending + ahead, oldest=min(times, default=None), retrying=retrying)
 
 
 def _require_names(db: sqlite3.Connection, table: Component, old: str, new: str) -> None:

@@ -6,7 +6,6 @@ cluster is asked how far the events got. Not the Kafka journal.
 
 import asyncio
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,10 +23,10 @@ from confluent_kafka import (
 from confluent_kafka.cimpl import Message
 
 from relay.errors import ConfigError, Refused, Unavailable
-from relay.formats import cloudevents, native
-from relay.incidents import severity_name
+from relay.formats import cloudevents
 from relay.sinks import Delivery, Position
 from relay.sinks.kafka_cluster import DEFAULTS, KIB, MISSING, SLICE_SECONDS, Plan, Topics, Watch, count, error_of, log
+from relay.sinks.kafka_shape import Shape
 from relay.sinks.worker import Worker
 
 PROBE_SECONDS: Final = 12.0
@@ -36,13 +35,13 @@ _ABORT_SECONDS: Final = 1.0
 _PROBE_KEY: Final = b"-probe"
 """No sink can have this name. Its record is a tombstone, which compaction removes."""
 
-_REQUIRED: Final[Mapping[str, str | int | bool]] = {
+REQUIRED: Final[Mapping[str, str | int | bool]] = {
     "acks": "all",
     "enable.idempotence": True,
     "partitioner": "murmur2_random",
     "delivery.report.only.error": True,
 }
-_READER: Final[Mapping[str, str | int | bool]] = {
+READER: Final[Mapping[str, str | int | bool]] = {
     "group.id": "unused",
     "enable.auto.commit": False,
     # With an offset that exists, or this, the beginning is found at once; asking for it costs half a second.
@@ -52,10 +51,7 @@ _READER: Final[Mapping[str, str | int | bool]] = {
     "fetch.wait.max.ms": 10,
     "fetch.queue.backoff.ms": 5,
 }
-_ILLEGAL_IN_TOPIC: Final = re.compile(r"[^a-zA-Z0-9._-]")
-_LONGEST_TOPIC: Final = 249
-
-_MESSAGE_FAULTS: Final[Mapping[int, str]] = {
+MESSAGE_FAULTS: Final[Mapping[int, str]] = {
     KafkaError.MSG_SIZE_TOO_LARGE: "too_large",
     KafkaError.RECORD_LIST_TOO_LARGE: "too_large",
     KafkaError.INVALID_RECORD: "invalid",
@@ -184,7 +180,7 @@ class _Link:
         self._producer: Producer | None = None
         self._templated = "{" in plan.topic
         self._topics: set[str] = set()
-        self._names: dict[tuple[str, str], str] = {}
+        self._shape = Shape(topic=plan.topic, omit=plan.omit, max_event_bytes=plan.max_event_bytes)
         self._failures: list[tuple[KafkaError, bytes]] = []
 
     def interrupt(self) -> None:
@@ -218,7 +214,7 @@ class _Link:
         bodies = self._bodies(batch)
         try:
             if self._templated:
-                self._ensure_topics({self._topic_of(delivery) for delivery in batch} - self._topics)
+                self._ensure_topics({self._shape.topic(delivery) for delivery in batch} - self._topics)
             try:
                 self._deliver(batch, bodies, upto)
             except _MessageFault as fault:
@@ -271,7 +267,7 @@ class _Link:
             **DEFAULTS,
             "message.max.bytes": max(1_000_000, self._plan.max_event_bytes + 64 * KIB),
             **self._plan.options,
-            **_REQUIRED,
+            **REQUIRED,
             "on_delivery": self._note_failure,
             "error_cb": self._watch.hear,
             "logger": log,
@@ -313,30 +309,17 @@ class _Link:
 
     def _bodies(self, batch: Sequence[Delivery]) -> list[bytes]:
         """The values to be produced. Raises Refused for events that stay too large, however much is cut."""
-        omit, limit = self._plan.omit, self._plan.max_event_bytes
-        bodies = [native.omit(delivery.body, omit) for delivery in batch]
+        bodies: list[bytes] = []
         refused: dict[int, str] = {}
-        for at, body in enumerate(bodies):
-            if len(body) > limit:
-                try:
-                    bodies[at] = native.truncate(body, limit)
-                except ValueError as exc:
-                    refused[batch[at].position] = str(exc)
+        for delivery in batch:
+            try:
+                bodies.append(self._shape.value(delivery))
+            except ValueError as exc:
+                refused[delivery.position] = str(exc)
         if refused:
             text = self._plan.say(f"{count(len(refused), 'event')} over max_event_bytes")
             raise Refused(text, positions=refused, reason="too_large")
         return bodies
-
-    def _topic_of(self, delivery: Delivery) -> str:
-        if not self._templated:
-            return self._plan.topic
-        key = (delivery.source, delivery.severity)
-        name = self._names.get(key)
-        if name is None:
-            severity = severity_name(delivery.severity).lower()
-            name = self._plan.topic.replace("{source}", delivery.source).replace("{severity}", severity)
-            name = self._names[key] = _ILLEGAL_IN_TOPIC.sub("_", name)[:_LONGEST_TOPIC]
-        return name
 
     def _deliver(
         self, batch: Sequence[Delivery], bodies: Sequence[bytes], upto: int | None, *, one_by_one: bool = False
@@ -358,7 +341,11 @@ class _Link:
             self._producer_now().begin_transaction()
 
     def _produce(self, delivery: Delivery, body: bytes) -> None:
-        producer, topic, headers = self._producer_now(), self._topic_of(delivery), cloudevents.kafka_headers(delivery)
+        producer, topic, headers = (
+            self._producer_now(),
+            self._shape.topic(delivery),
+            cloudevents.kafka_headers(delivery),
+        )
         while True:
             try:
                 producer.produce(topic, body, delivery.uuid, headers=headers)
@@ -366,7 +353,7 @@ class _Link:
                 producer.poll(SLICE_SECONDS)
                 self._watch.check("sending")
             except KafkaException as exc:
-                if error_of(exc).code() in _MESSAGE_FAULTS:
+                if error_of(exc).code() in MESSAGE_FAULTS:
                     raise _MessageFault(error_of(exc), [body]) from exc
                 producer.poll(0)
                 self._raise_fault()
@@ -410,7 +397,7 @@ class _Link:
                 self._reconnect()
             else:
                 return
-        reason, text = _MESSAGE_FAULTS[fault.error.code()], self._plan.say("refused by the broker", fault.error)
+        reason, text = MESSAGE_FAULTS[fault.error.code()], self._plan.say("refused by the broker", fault.error)
         limit = max(map(len, fault.values)) if reason == "too_large" else math.inf
         positions = {
             delivery.position: f"{fault.error.name()}: {len(body)} bytes"
@@ -447,7 +434,7 @@ class _Link:
             self._failures.append((error, message.value() or b""))
 
     def _raise_fault(self) -> None:
-        faulty = [(error, value) for error, value in self._failures if error.code() in _MESSAGE_FAULTS]
+        faulty = [(error, value) for error, value in self._failures if error.code() in MESSAGE_FAULTS]
         if faulty:
             raise _MessageFault(faulty[0][0], [value for _, value in faulty])
 
@@ -461,7 +448,7 @@ class _Link:
 
         The end is that of open transactions as well: another sink's, begun before our last commit, would hide it.
         """
-        consumer = Consumer({**self._plan.connection(), **_READER, "error_cb": self._watch.hear, "logger": log})
+        consumer = Consumer({**self._plan.connection(), **READER, "error_cb": self._watch.hear, "logger": log})
         try:
             consumer.assign([TopicPartition(self._plan.cursors, 0, 0)])
             value = self._last_value(consumer, end)

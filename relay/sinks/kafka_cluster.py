@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -110,6 +110,8 @@ class Plan:
     replication_factor: int
     omit: frozenset[str]
     patience_seconds: float
+    title: str = ""
+    """How its lines begin, where it is no sink's."""
 
     @property
     def cursors(self) -> str:
@@ -143,7 +145,9 @@ class Plan:
 
     def say(self, text: str, error: KafkaError | None = None) -> str:
         """One line about this sink, without secrets."""
-        line = f"kafka sink {self.name}: {text}" + (f": {_NOISE.sub('', error.str())}" if error is not None else "")
+        line = f"{self.title or f'kafka sink {self.name}'}: {text}" + (
+            f": {_NOISE.sub('', error.str())}" if error is not None else ""
+        )
         for key, value in self.options.items():
             if value and _SECRET.search(key):
                 line = line.replace(value, "***")
@@ -252,6 +256,29 @@ class Topics:
             raise ConfigError(self._plan.say(f"topic {topic} does not exist; {MISSING}"))
         self._create(topic, self._plan.partitions, {})
 
+    def require(self, topic: str, partitions: int, settings: Mapping[str, str], must: Sequence[str]) -> int:
+        """One of the relay's own topics exists, made or verified; how many partitions it has.
+
+        Of its `settings` those in `must` count, where they differ. Raises ConfigError with the cure.
+        """
+        found = self.partitions(topic)
+        if found == 0:
+            self._create(topic, partitions, settings)
+            return self.partitions(topic)
+        has = self._settings(topic)
+        wrong = [f"{key}={has.get(key)}" for key in must if not _same(has.get(key, ""), settings[key])]
+        if found != partitions:
+            wrong.append(f"{count(found, 'partition')}")
+        if wrong:
+            wants = [f"{key}={settings[key]}" for key in must] + [count(partitions, "partition")]
+            raise ConfigError(
+                self._plan.say(
+                    f"topic {topic} has {' and '.join(wrong)}; it needs {', '.join(wants)}: mend it, or set another "
+                    "kafka_prefix"
+                )
+            )
+        return found
+
     def ensure_cursors(self) -> None:
         """The topic of positions exists, is compacted and has one partition. Raises ConfigError with the cure."""
         topic = self._plan.cursors
@@ -268,6 +295,17 @@ class Topics:
                 )
             )
 
+    def members(self, group: str) -> list[str]:
+        """Who takes part in this group at present."""
+        asked = self._admin.describe_consumer_groups([group], request_timeout=CONNECT_SECONDS)
+        try:
+            found = self._ask(f"looking at group {group}", asked[group])
+        except KafkaException as exc:
+            if error_of(exc).code() in {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.INVALID_GROUP_ID}:
+                return []
+            raise self._watch.unavailable(f"looking at group {group}", error_of(exc)) from exc
+        return sorted(f"{member.client_id} on {member.host.lstrip('/')}" for member in found.members)
+
     def end_of_cursors(self) -> int:
         """The offset behind the last record, of open transactions as well."""
         partition = TopicPartition(self._plan.cursors, 0)
@@ -278,13 +316,16 @@ class Topics:
         return int(self._ask("looking for the end of the positions", asked[partition]).offset)
 
     def _cleanup_policy(self, topic: str) -> str:
+        return self._settings(topic)["cleanup.policy"]
+
+    def _settings(self, topic: str) -> dict[str, str]:
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         asked = self._admin.describe_configs([resource])[resource]
         try:
-            policy: str = self._ask(f"reading the settings of topic {topic}", asked)["cleanup.policy"].value
+            found = self._ask(f"reading the settings of topic {topic}", asked)
         except KafkaException as exc:
             raise self._watch.unavailable(f"reading the settings of topic {topic}", error_of(exc)) from exc
-        return policy
+        return {key: entry.value for key, entry in found.items()}
 
     def _create(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
         wanted = NewTopic(topic, partitions, self._plan.replication_factor, config=dict(config))
@@ -311,6 +352,11 @@ class Topics:
                 if not error_of(exc).retriable():
                     raise
                 raise self._watch.unavailable(doing, error_of(exc)) from exc
+
+
+def _same(one: str, other: str) -> bool:
+    """Settings that are lists have no order."""
+    return set(one.split(",")) == set(other.split(","))
 
 
 def count(number: int, noun: str) -> str:

@@ -35,6 +35,7 @@ from tests.integration.test_journal_contract import (
 )
 from tests.support.clock import FakeClock
 from tests.support.incidents import START, chain
+from tests.support.journals import JOURNALS, journal_maker
 
 BAD = [BadRecord(reason="no uuid", raw=b'{"uuid":1}'), BadRecord(reason="no time", raw=b'{"uuid":"x"}')]
 
@@ -44,16 +45,16 @@ def clock() -> FakeClock:
     return FakeClock(START)
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=JOURNALS)
 def open_journal(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> OpenJournal:
     """Opens a journal of this test, by default the same one again and again."""
+    make = journal_maker(request, tmp_path, clock)
 
     @asynccontextmanager
     async def opened(
         *, file: str = "relay.db", max_bytes: int = 1 << 30, retention_seconds: float = 7200.0
     ) -> AsyncIterator[Journal]:
-        assert request.param == "sqlite"
-        journal = SqliteJournal(tmp_path / file, max_bytes=max_bytes, retention_seconds=retention_seconds, clock=clock)
+        journal = make(file.removesuffix(".db"), max_bytes=max_bytes, retention_seconds=retention_seconds)
         await journal.open()
         try:
             yield journal
@@ -620,6 +621,7 @@ async def test_a_backup_is_a_journal_as_of_then(open_journal: OpenJournal, tmp_p
 # -- migration --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("open_journal", ["sqlite"], indirect=True)
 async def test_what_an_older_relay_left_is_taken_over(
     open_journal: OpenJournal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:

@@ -24,10 +24,10 @@ from relay.journal import (
     Progress,
     SourceLease,
 )
-from relay.journal.sqlite import SqliteJournal
 from relay.sinks import Position
 from tests.support.clock import FakeClock
 from tests.support.incidents import START, chain
+from tests.support.journals import JOURNALS, journal_maker
 
 PROGRESS = Progress(identity="eu/api-user", first_start=START, start_from=0)
 KEEP_SECONDS = 3600.0
@@ -40,16 +40,14 @@ def clock() -> FakeClock:
     return FakeClock(START)
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=JOURNALS)
 def open_journal(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> OpenJournal:
     """Opens the one journal of this test, again and again; what is in it stays."""
+    make = journal_maker(request, tmp_path, clock)
 
     @asynccontextmanager
     async def opened(*, max_bytes: int = 1 << 30, retention_seconds: float = 7200.0) -> AsyncIterator[Journal]:
-        assert request.param == "sqlite"
-        journal = SqliteJournal(
-            tmp_path / "relay.db", max_bytes=max_bytes, retention_seconds=retention_seconds, clock=clock
-        )
+        journal = make("relay", max_bytes=max_bytes, retention_seconds=retention_seconds)
         await journal.open()
         try:
             yield journal

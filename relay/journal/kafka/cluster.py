@@ -1,0 +1,596 @@
+"""A real Kafka behind `relay.journal.kafka.broker`: confluent-kafka's clients, each in one thread of its own.
+
+Errors become the journal's, with the operator's cure and without secrets, by what the Kafka sinks know of them.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.cimpl import Message as KafkaMessage
+
+from relay.errors import ConfigError, JournalMisplaced, JournalUnavailable, SinkError
+from relay.journal.kafka.broker import Change, Doubtful, Fenced, Headers, Message, Record, RecordsRefused, TopicPlan
+from relay.sinks.kafka import MESSAGE_FAULTS, READER, REQUIRED
+from relay.sinks.kafka_cluster import DEFAULTS, SLICE_SECONDS, Plan, Topics, Watch, error_of, log
+from relay.sinks.worker import Worker
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS: Final = 30.0
+"""How long a silent cluster is waited for in one call."""
+LARGEST_RECORD_BYTES: Final = 16 * 2**20
+"""No incident is larger; the topic of changes takes as much."""
+RELEASE_SECONDS: Final = 8.0
+"""How long the group waits for us to finish with what it takes away."""
+READ_SECONDS: Final = 0.1
+_POLL_SECONDS: Final = 0.1
+_ABORT_SECONDS: Final = 1.0
+_CLOSE_SECONDS: Final = 5.0
+_FENCING: Final = frozenset(
+    {
+        KafkaError._FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    }
+)
+_GROUP: Final = (
+    "group.instance.",
+    "group.protocol",
+    "group.remote.",
+    "session.",
+    "heartbeat.",
+    "max.poll.",
+    "partition.assignment",
+)
+_MEMBER: Final[Mapping[str, str | int]] = {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 1_500}
+"""Six seconds without a word mean that a process is gone: brokers take no shorter session by default."""
+
+
+def journal_plan(options: Mapping[str, str], *, prefix: str, replication_factor: int) -> Plan:
+    """What the journal wants of the cluster, for the messages and the topics."""
+    return Plan(
+        name="journal",
+        title="the journal on Kafka",
+        options=dict(options),
+        topic=f"{prefix}.state",
+        prefix=prefix,
+        journal_id="",
+        transactional=True,
+        max_event_bytes=LARGEST_RECORD_BYTES,
+        create_topic=True,
+        partitions=1,
+        replication_factor=replication_factor,
+        omit=frozenset(),
+        patience_seconds=PATIENCE_SECONDS,
+    )
+
+
+class KafkaBroker:
+    """One cluster. `options` are librdkafka's own; they may hold secrets and are never shown."""
+
+    def __init__(
+        self, options: Mapping[str, str], *, prefix: str, replication_factor: int = -1, member: str = ""
+    ) -> None:
+        """`member` is how the group calls this process."""
+        self._plan = journal_plan(options, prefix=prefix, replication_factor=replication_factor)
+        self._member = member
+        self._worker = Worker("journal")
+        self._offsets: Consumer | None = None
+        self._poster: Producer | None = None
+        self._posting = Worker("journal posts")
+
+    async def connect(self) -> None:
+        """Reaches the cluster; a refused login or certificate is heard here."""
+        await self._run(self._reach)
+
+    async def ensure(self, topics: Sequence[TopicPlan]) -> Mapping[str, int]:
+        """Makes what is missing, verifies the rest."""
+        return await self._run(partial(self._ensure, topics))
+
+    def writer(self, transactional_id: str) -> "KafkaWriter":
+        """A producer under this id, not fenced yet."""
+        return KafkaWriter(self._plan, transactional_id)
+
+    async def reader(self, topic: str, partition: int, offset: int) -> "KafkaReader":
+        """Reads from this offset on."""
+        return KafkaReader(self._plan, topic, partition, offset, end=self.end)
+
+    async def end(self, topic: str, partition: int) -> int:
+        """The offset behind the last record, of open transactions as well."""
+        return (await self._run(partial(self._watermarks, topic, partition)))[1]
+
+    async def join(self, group: str, topic: str) -> "KafkaMembership":
+        """Takes part in the sharing of this topic's partitions."""
+        return KafkaMembership(self._plan, group, topic, self._member)
+
+    async def members(self, group: str) -> list[str]:
+        """Who takes part at present."""
+        return await self._run(partial(self._members, group))
+
+    async def post(self, topic: str, records: Sequence[Record]) -> None:
+        """Writes outside any transaction."""
+        try:
+            await self._posting.run(partial(self._post, topic, records))
+        except SinkError as exc:
+            raise JournalUnavailable(str(exc)) from exc
+
+    async def close(self) -> None:
+        """Lets go of everything."""
+        await self._posting.finish(self._drop_poster, _CLOSE_SECONDS)
+        await self._worker.finish(self._drop_offsets, _CLOSE_SECONDS)
+
+    def ensure_topic(self, topic: str, *, create: bool, partitions: int, replication_factor: int) -> None:
+        """A user's topic exists. Blocks. Raises JournalUnavailable, which only a person can end when it may not be made."""
+        plan = replace(
+            self._plan, topic=topic, create_topic=create, partitions=partitions, replication_factor=replication_factor
+        )
+        watch = Watch(plan)
+        watch.begin()
+        try:
+            Topics(plan, watch).ensure(topic)
+        except (SinkError, ConfigError) as exc:
+            raise JournalUnavailable(str(exc)) from exc
+        except KafkaException as exc:
+            raise JournalUnavailable(str(watch.unavailable(f"looking at topic {topic}", error_of(exc)))) from exc
+
+    async def _run(self, job: Callable[[], T]) -> T:
+        return await self._worker.run(partial(_mapped, job))
+
+    def _reach(self) -> None:
+        watch = Watch(self._plan)
+        watch.begin()
+        self._topics(watch).brokers()
+
+    def _topics(self, watch: Watch) -> Topics:
+        try:
+            return Topics(self._plan, watch)
+        except KafkaException as exc:
+            raise ConfigError(self._plan.say("the options cannot be used", error_of(exc))) from exc
+
+    def _ensure(self, topics: Sequence[TopicPlan]) -> dict[str, int]:
+        watch = Watch(self._plan)
+        watch.begin()
+        admin = self._topics(watch)
+        return {topic.name: admin.require(topic.name, topic.partitions, topic.settings, topic.must) for topic in topics}
+
+    def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        if self._offsets is None:
+            options = {**self._plan.connection(), **READER, "isolation.level": "read_uncommitted", "logger": log}
+            self._offsets = Consumer(options)
+        watch = Watch(self._plan)
+        watch.begin()
+        while True:
+            try:
+                low, high = self._offsets.get_watermark_offsets(TopicPartition(topic, partition), timeout=5.0)
+            except KafkaException as exc:
+                watch.pause(f"looking for the end of {topic}")
+                watch.check(f"looking for the end of {topic}", error_of(exc))
+            else:
+                return low, high
+
+    def _drop_offsets(self) -> None:
+        if self._offsets is not None:
+            self._offsets.close()
+            self._offsets = None
+
+    def _members(self, group: str) -> list[str]:
+        watch = Watch(self._plan)
+        watch.begin()
+        return self._topics(watch).members(group)
+
+    def _post(self, topic: str, records: Sequence[Record]) -> None:
+        watch = Watch(self._plan)
+        watch.begin()
+        if self._poster is None:
+            self._poster = Producer(_producing(self._plan, watch))
+        failed: list[KafkaError] = []
+
+        def note(error: KafkaError | None, _message: KafkaMessage) -> None:
+            if error is not None:
+                failed.append(error)
+
+        for record in records:
+            self._poster.produce(
+                topic,
+                record.value,
+                record.key,
+                partition=record.partition or 0,
+                headers=list(record.headers),
+                on_delivery=note,
+            )
+        try:
+            while self._poster.flush(SLICE_SECONDS):
+                watch.check(f"writing to {topic}")
+        except SinkError:
+            self._drop_poster()
+            raise
+        if failed:
+            self._drop_poster()
+            raise watch.unavailable(f"writing to {topic}", failed[0])
+
+    def _drop_poster(self) -> None:
+        if self._poster is not None:
+            self._poster.purge(blocking=False)
+            self._poster = None
+
+
+class KafkaWriter:
+    """One transactional producer. Blocks: for the thread of its partition."""
+
+    def __init__(self, plan: Plan, transactional_id: str) -> None:
+        self._plan = plan
+        self._watch = Watch(plan)
+        self._id = transactional_id
+        self._producer: Producer | None = None
+        self._ends: dict[tuple[str, int], int] = {}
+        self._failures: list[tuple[KafkaError, str]] = []
+
+    def fence(self) -> None:
+        """Ends whoever used this id before."""
+        self._watch.begin()
+        conf = {**_producing(self._plan, self._watch), "transactional.id": self._id}
+        try:
+            self._producer = Producer(conf)
+            self._insist("fencing", self._producer.init_transactions)
+        except KafkaException as exc:
+            self.close()
+            raise JournalUnavailable(str(self._watch.unavailable("fencing", error_of(exc)))) from exc
+        except SinkError as exc:
+            self.close()
+            raise JournalUnavailable(str(exc)) from exc
+
+    def commit(self, records: Sequence[Record]) -> Mapping[tuple[str, int], int]:
+        """All of them in one transaction."""
+        producer = self._producer
+        if producer is None:
+            raise Doubtful("the writer has to be fenced first")
+        self._watch.begin()
+        self._ends = {}
+        self._failures = []
+        try:
+            producer.begin_transaction()
+            for record in records:
+                self._produce(producer, record)
+            self._insist("committing", producer.commit_transaction)
+        except KafkaException as exc:
+            self._raise(error_of(exc), exc)
+        except SinkError as exc:
+            self.close()
+            raise Doubtful(str(exc)) from exc
+        return self._ends
+
+    def close(self) -> None:
+        """Lets go at once; aborting is a courtesy to readers, who would wait for the transaction's timeout."""
+        if self._producer is not None:
+            with suppress(KafkaException):
+                self._producer.purge(blocking=False)
+                self._producer.abort_transaction(_ABORT_SECONDS)
+            self._producer = None
+
+    def _produce(self, producer: Producer, record: Record) -> None:
+        note = partial(self._note, record.name)
+        place: Any = {} if record.partition is None else {"partition": record.partition}
+        while True:
+            try:
+                producer.produce(
+                    record.topic, record.value, record.key, headers=list(record.headers), on_delivery=note, **place
+                )
+            except BufferError:
+                producer.poll(SLICE_SECONDS)
+                self._watch.check("sending")
+            except KafkaException as exc:
+                if error_of(exc).code() in MESSAGE_FAULTS:
+                    self._failures.append((error_of(exc), record.name))
+                raise
+            else:
+                return
+
+    def _note(self, name: str, error: KafkaError | None, message: KafkaMessage) -> None:
+        if error is None:
+            self._ends[message.topic() or "", message.partition() or 0] = message.offset() or 0
+        elif error.code() != KafkaError._PURGE_QUEUE:
+            self._failures.append((error, name))
+
+    def _raise(self, error: KafkaError, cause: KafkaException) -> None:
+        if self._producer is not None:
+            self._producer.poll(0)
+        refused = {name: fault.str() for fault, name in self._failures if name and fault.code() in MESSAGE_FAULTS}
+        first = self._failures[0][0] if self._failures else error
+        fenced = any(one.code() in _FENCING for one in (error, first))
+        self.close()
+        if refused and not fenced:
+            raise RecordsRefused(refused) from cause
+        told = self._watch.unavailable("committing", first)
+        if fenced:
+            raise Fenced(str(told)) from cause
+        raise Doubtful(str(told)) from cause
+
+    def _insist(self, doing: str, call: Callable[[float], None]) -> None:
+        """Calls again for as long as that is how the outcome is learned."""
+        while True:
+            try:
+                call(SLICE_SECONDS)
+            except KafkaException as exc:
+                error = error_of(exc)
+                if not error.retriable():
+                    raise
+                self._watch.check(doing, error)
+            else:
+                return
+
+
+class KafkaReader:
+    """One partition, read with `read_committed` in a thread of its own."""
+
+    def __init__(self, plan: Plan, topic: str, partition: int, offset: int, *, end: Callable[[str, int], Any]) -> None:
+        self._plan = plan
+        self._watch = Watch(plan)
+        self._topic = topic
+        self._partition = partition
+        self._offset = offset
+        self._reached = offset
+        self._end = end
+        self._consumer: Consumer | None = None
+        self._worker = Worker(f"read {topic}")
+
+    async def begin(self) -> int:
+        """The first offset that is still there."""
+        low: int = await self._worker.run(partial(_mapped, self._lowest))
+        return low
+
+    async def end(self) -> int:
+        """The offset behind the last record."""
+        end: int = await self._end(self._topic, self._partition)
+        return end
+
+    async def read(self, limit: int, *, wait: bool = True) -> list[Message]:
+        """The next records."""
+        return await self._worker.run(partial(_mapped, partial(self._read, limit, READ_SECONDS if wait else 0.01)))
+
+    def reached(self) -> int:
+        """The offset of what would be read next."""
+        return self._reached
+
+    async def close(self) -> None:
+        """Lets go."""
+        await self._worker.finish(self._drop, _CLOSE_SECONDS)
+
+    def _consuming(self) -> Consumer:
+        if self._consumer is None:
+            options = {**self._plan.connection(), **READER, "error_cb": self._watch.hear, "logger": log}
+            self._consumer = Consumer({**options, "fetch.message.max.bytes": LARGEST_RECORD_BYTES})
+            self._consumer.assign([TopicPartition(self._topic, self._partition, self._offset)])
+            self._watch.begin()
+        return self._consumer
+
+    def _lowest(self) -> int:
+        while True:
+            try:
+                return int(
+                    self._consuming().get_watermark_offsets(TopicPartition(self._topic, self._partition), timeout=5.0)[
+                        0
+                    ]
+                )
+            except KafkaException as exc:
+                self._watch.check(f"looking for the beginning of {self._topic}", error_of(exc))
+
+    def _read(self, limit: int, seconds: float) -> list[Message]:
+        found: list[Message] = []
+        for message in self._consuming().consume(limit, seconds):
+            error = message.error()
+            offset = message.offset() or 0
+            if error is None:
+                found.append(Message(offset, _bytes(message.key()), message.value(), _headers(message)))
+                self._reached = offset + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._reached = max(self._reached, offset)
+            elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
+                self._watch.check(f"reading {self._topic}", error)
+                if not error.retriable() and error.code() not in _PASSING:
+                    raise self._watch.unavailable(f"reading {self._topic}", error)
+            if error is None or error.code() == KafkaError._PARTITION_EOF:
+                self._watch.begin()
+        return found
+
+    def _drop(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+
+_PASSING: Final = frozenset(
+    {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+)
+
+
+class KafkaMembership:
+    """One member of the group, polled by a thread of its own: a busy loop must not look like a dead process."""
+
+    def __init__(self, plan: Plan, group: str, topic: str, member: str) -> None:
+        self._plan = plan
+        self._topic = topic
+        self._loop = asyncio.get_running_loop()
+        self._changes: asyncio.Queue[Change | BaseException] = asyncio.Queue()
+        self._released: dict[int, threading.Event] = {}
+        self._stop = threading.Event()
+        self._watch = Watch(plan)
+        self._watch.begin()
+        self._cooperative = True
+        self._consumer = self._join(group, topic, member)
+        self._thread = threading.Thread(target=self._poll, name="journal group", daemon=True)
+        self._thread.start()
+
+    async def change(self) -> Change:
+        """The next change."""
+        change = await self._changes.get()
+        if isinstance(change, BaseException):
+            raise change
+        return change
+
+    def let_go(self, partitions: frozenset[int]) -> None:
+        """Nothing of ours writes to them any more."""
+        for partition in partitions:
+            if (event := self._released.get(partition)) is not None:
+                event.set()
+
+    async def confirms(self, partition: int) -> bool:
+        """Asks the group: a commit by a member that it knows no longer, or by an older assignment, is refused."""
+        return await asyncio.to_thread(self._confirms, partition)
+
+    async def leave(self) -> None:
+        """Lets others have everything, now."""
+        self._stop.set()
+        for event in self._released.values():
+            event.set()
+        await asyncio.to_thread(self._thread.join, _CLOSE_SECONDS)
+
+    def _join(self, group: str, topic: str, member: str) -> Consumer:
+        options = self._plan.options
+        chosen = {key: value for key, value in options.items() if key.startswith(_GROUP)}
+        conf: dict[str, Any] = {
+            **self._plan.connection(),
+            **READER,
+            "auto.offset.reset": "latest",
+            "error_cb": self._watch.hear,
+            "logger": log,
+        }
+        if options.get("group.protocol", "classic").lower() != "consumer":
+            conf |= {**_MEMBER, "partition.assignment.strategy": "cooperative-sticky"}
+            session = int(chosen.get("session.timeout.ms", _MEMBER["session.timeout.ms"]))
+            conf["heartbeat.interval.ms"] = min(int(_MEMBER["heartbeat.interval.ms"]), session // 4)
+        conf |= chosen | {"group.id": group}
+        if member:
+            conf["client.id"] = member
+        self._cooperative = conf.get("partition.assignment.strategy", "cooperative-sticky") == "cooperative-sticky"
+        try:
+            consumer = Consumer(conf)
+        except KafkaException as exc:
+            raise JournalMisplaced(self._plan.say("the options cannot be used", error_of(exc))) from exc
+        consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        return consumer
+
+    def _poll(self) -> None:
+        try:
+            while not self._stop.is_set():
+                message = self._consumer.poll(_POLL_SECONDS)
+                error = message.error() if message is not None else None
+                if error is not None and error.fatal():
+                    self._tell(JournalUnavailable(str(self._watch.unavailable("taking part in the group", error))))
+                    return
+        except KafkaException as exc:
+            self._tell(JournalUnavailable(str(self._watch.unavailable("taking part in the group", error_of(exc)))))
+        finally:
+            with suppress(KafkaException, RuntimeError):
+                self._consumer.close()
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._cooperative:
+            consumer.incremental_assign(partitions)
+        else:
+            consumer.assign(partitions)
+        if partitions:
+            consumer.pause(partitions)
+            self._tell(Change("assigned", _numbers(partitions)))
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = _numbers(partitions)
+        if numbers and not self._stop.is_set():
+            self._released = {number: threading.Event() for number in numbers}
+            self._tell(Change("revoked", numbers))
+            deadline = time.monotonic() + RELEASE_SECONDS
+            for event in self._released.values():
+                event.wait(max(0.0, deadline - time.monotonic()))
+            self._tell(Change("lost", numbers))
+        self._unassign(consumer, partitions)
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._tell(Change("lost", _numbers(partitions)))
+        self._unassign(consumer, partitions)
+
+    def _unassign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._cooperative:
+            consumer.incremental_unassign(partitions)
+        else:
+            consumer.unassign()
+
+    def _confirms(self, partition: int) -> bool:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self._stop.is_set():
+            try:
+                held = {one.partition for one in self._consumer.assignment()}
+                if partition not in held:
+                    return False
+                self._consumer.commit(offsets=[TopicPartition(self._topic, partition, 0)], asynchronous=False)
+            except KafkaException as exc:
+                if error_of(exc).code() in _NO_MEMBER:
+                    return False
+                if time.monotonic() > deadline:
+                    raise JournalUnavailable(str(self._watch.unavailable("asking the group", error_of(exc)))) from exc
+                self._stop.wait(SLICE_SECONDS)
+            except RuntimeError:  # closed
+                return False
+            else:
+                return True
+        return False
+
+    def _tell(self, change: Change | BaseException) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._changes.put_nowait, change)
+
+
+_NO_MEMBER: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.FENCED_MEMBER_EPOCH,
+    }
+)
+
+
+def _mapped(job: Callable[[], T]) -> T:
+    try:
+        return job()
+    except ConfigError as exc:
+        raise JournalMisplaced(str(exc)) from exc
+    except SinkError as exc:
+        raise JournalUnavailable(str(exc)) from exc
+    except KafkaException as exc:
+        raise JournalUnavailable(f"the journal on Kafka: {error_of(exc).str()}") from exc
+
+
+def _producing(plan: Plan, watch: Watch) -> dict[str, Any]:
+    group = ("group.", "session.", "heartbeat.", "max.poll.", "partition.assignment")
+    options = {key: value for key, value in plan.options.items() if not key.startswith(group)}
+    return {
+        **DEFAULTS,
+        **options,
+        **REQUIRED,
+        "message.max.bytes": LARGEST_RECORD_BYTES,
+        "delivery.report.only.error": False,
+        "error_cb": watch.hear,
+        "logger": log,
+    }
+
+
+def _numbers(partitions: Sequence[TopicPartition]) -> frozenset[int]:
+    return frozenset(one.partition for one in partitions)
+
+
+def _bytes(value: str | bytes | None) -> bytes:
+    return value.encode() if isinstance(value, str) else value or b""
+
+
+def _headers(message: KafkaMessage) -> Headers:
+    headers: Any = message.headers() or ()
+    return tuple((name, _bytes(value)) for name, value in headers)

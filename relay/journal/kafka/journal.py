@@ -1,0 +1,568 @@
+"""The Kafka journal as the relay sees it: who owns which partitions, and calls that go to the one that is meant.
+
+Sources and sinks are tasks; a task belongs to the partition of the state topic that its name hashes to, and so to the
+process that holds that partition. Nothing is decided here by who believes to hold it: only the fence counts.
+"""
+
+import asyncio
+import fcntl
+import os
+import secrets
+import zlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+import structlog
+
+from relay.clock import Clock
+from relay.errors import (
+    ConfigError,
+    JournalError,
+    JournalIncompatible,
+    JournalLocked,
+    JournalMisplaced,
+    JournalUnavailable,
+    LeaseLost,
+)
+from relay.incidents import Known
+from relay.journal import Component, DeadLetters, JournalUse, StoredSink, StoredSource, Tended
+from relay.journal.kafka.broker import Broker, Change, Membership, Message, Reader, Record, TopicPlan
+from relay.journal.kafka.inline import InlineSink
+from relay.journal.kafka.partition import Common, Partition, Topics, delivery_of
+from relay.journal.sqlite import SqliteSinkLease, SqliteSourceLease
+from relay.sinks import Delivery
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+META_KEY: Final = b"meta"
+META_VERSION: Final = 1
+RETRY_SECONDS: Final = 1.0
+DEAD_LETTER_MILLISECONDS: Final = 30 * 86_400_000
+_DAY_SECONDS: Final = 86_400
+_LATEST: Final = 200
+"""How many of the events before this process began are shown as the latest."""
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed at the first start, and where tasks stay that were renamed since."""
+
+    version: int
+    id: str
+    partitions: int
+    places: dict[str, int] = {}
+
+
+class KafkaJournal:
+    """One process's part of a journal that others may share."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        prefix: str,
+        partitions: int,
+        cache_dir: Path,
+        max_bytes: int,
+        retention_seconds: float,
+        inline: Sequence[InlineSink] = (),
+        clock: Clock,
+    ) -> None:
+        self.id = ""
+        self.topics = Topics(prefix=prefix)
+        self._prefix = prefix
+        self._broker = broker
+        self._wanted_partitions = partitions
+        self._cache_dir = cache_dir
+        self._max_bytes = max_bytes
+        self._retention_seconds = retention_seconds
+        self._inline = tuple(inline)
+        self._clock = clock
+        self._meta = Meta(version=META_VERSION, id="", partitions=partitions)
+        self._membership: Membership | None = None
+        self._common: Common | None = None
+        self._held: dict[int, Partition] = {}
+        self._epochs: dict[int, int] = {}
+        self._epoch = 0
+        self._assigned: set[int] = set()
+        self._taking: dict[int, asyncio.Task[None]] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._news = asyncio.Condition()
+        self._lock_file: int | None = None
+        self._latest: Reader | None = None
+        self._newest: list[Delivery] = []
+        self._failure: JournalError | None = None
+        self.fenced = 0
+        """How often somebody else had fenced a partition of ours."""
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Reaches Kafka, makes or verifies the topics, joins the group. Raises JournalError."""
+        self._lock_cache()
+        try:
+            await self._broker.connect()
+            await self._broker.ensure(topic_plans(self.topics, self._wanted_partitions, self._retention_seconds))
+            self._meta = await self._read_meta() or await self._make_meta()
+            self._require_meta()
+            self.id = self._meta.id
+            membership = self._membership = await self._broker.join(self._prefix, self.topics.state)
+        except BaseException:
+            await self._broker.close()
+            self._unlock_cache()
+            raise
+        self._common = Common(
+            journal_id=self.id,
+            topics=self.topics,
+            broker=self._broker,
+            membership=membership,
+            place=self.place,
+            inline=self._inline,
+            limit_bytes=self._max_bytes,
+            partitions=self._held,
+        )
+        self._background.append(asyncio.create_task(self._follow(membership), name="follow the group"))
+
+    async def close(self) -> None:
+        """Lets others have everything, at once."""
+        for task in (*self._background, *self._taking.values()):
+            task.cancel()
+        await asyncio.gather(*self._background, *self._taking.values(), return_exceptions=True)
+        self._background.clear()
+        self._taking.clear()
+        await asyncio.gather(*(self._drop(number) for number in list(self._held)))
+        if self._membership is not None:
+            await self._membership.leave()
+            self._membership = None
+        if self._latest is not None:
+            await self._latest.close()
+            self._latest = None
+        await self._broker.close()
+        self._unlock_cache()
+
+    def _lock_cache(self) -> None:
+        try:
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._cache_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise JournalMisplaced(
+                f"journal.cache_dir {self._cache_dir} cannot be written: {(exc.strerror or '').lower()}; name a folder "
+                "on a local disk that this user can write"
+            ) from exc
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise JournalLocked(
+                f"the cache {self._cache_dir} is held by {holder or 'another process'}; each replica needs a cache_dir "
+                "of its own"
+            ) from exc
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        self._lock_file = descriptor
+
+    def _unlock_cache(self) -> None:
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    # -- what all processes agree on ----------------------------------------------------------------------------
+
+    async def _read_meta(self) -> Meta | None:
+        reader = await self._broker.reader(self.topics.control, 0, 0)
+        found: Meta | None = None
+        try:
+            end = await reader.end()
+            while reader.reached() < end:
+                for message in await reader.read(500):
+                    if message.key == META_KEY and message.value is not None:
+                        found = _meta(message, self.topics.control)
+        finally:
+            await reader.close()
+        return found
+
+    async def _make_meta(self) -> Meta:
+        """Of several that start at once, the last to fence sees what the others have written."""
+        made = Meta(version=META_VERSION, id=secrets.token_hex(8), partitions=self._wanted_partitions)
+        return await self._write_meta(lambda found: found or made)
+
+    async def _write_meta(self, change: Any) -> Meta:
+        while True:
+            writer = self._broker.writer(f"{self._prefix}-meta")
+            try:
+                await asyncio.to_thread(writer.fence)
+                meta: Meta = change(await self._read_meta())
+                record = Record(self.topics.control, 0, META_KEY, msgspec.json.encode(meta))
+                await asyncio.to_thread(writer.commit, [record])
+            except LeaseLost:
+                await self._clock.sleep(RETRY_SECONDS / 10)
+            else:
+                return meta
+            finally:
+                await asyncio.to_thread(writer.close)
+
+    def _require_meta(self) -> None:
+        if self._meta.version > META_VERSION + 1:
+            raise JournalIncompatible(
+                f"the journal {self._prefix} on Kafka was written by a newer relay (version {self._meta.version}); run "
+                "that version"
+            )
+        if self._meta.partitions != self._wanted_partitions:
+            raise JournalMisplaced(
+                f"journal.partitions is {self._wanted_partitions}, but the journal {self._prefix} was begun with "
+                f"{self._meta.partitions}, which is fixed for ever; write partitions: {self._meta.partitions}, or move "
+                "to another kafka_prefix with `relay journal copy`"
+            )
+
+    def place(self, component: str, name: str) -> int:
+        """The partition of a task."""
+        task = f"{component}\0{name}"
+        kept = self._meta.places.get(task)
+        return kept if kept is not None else zlib.crc32(task.encode()) % self._meta.partitions
+
+    # -- who owns what ------------------------------------------------------------------------------------------
+
+    async def _follow(self, membership: Membership) -> None:
+        """Takes what the group gives us, lets go of what it takes away; for ever."""
+        while True:
+            try:
+                change = await membership.change()
+            except JournalError as error:
+                self._failure = error
+                log.warning("group left", reason=error.reason, error=str(error))
+                await self._announce()
+                return
+            await self._changed(membership, change)
+
+    async def _changed(self, membership: Membership, change: Change) -> None:
+        if change.kind == "assigned":
+            self._assigned |= change.partitions
+            for number in sorted(change.partitions):
+                self._begin_to_take(number)
+            return
+        self._assigned -= change.partitions
+        for number in change.partitions:
+            if (taking := self._taking.pop(number, None)) is not None:
+                taking.cancel()
+        if change.kind == "revoked":
+            for number in change.partitions:
+                self._epochs.pop(number, None)
+            await self._announce()
+            for number in change.partitions:
+                task = asyncio.create_task(self._give_back(membership, number), name=f"give back partition {number}")
+                self._background.append(task)
+                task.add_done_callback(self._ended)
+            return
+        for number in change.partitions:
+            if (partition := self._held.get(number)) is not None:
+                partition.lose("session")
+            await self._drop(number)
+        await self._announce()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task in self._background:
+            self._background.remove(task)
+
+    async def _give_back(self, membership: Membership, number: int) -> None:
+        """Waits until its tasks have let go; the group waits a few seconds for that."""
+        partition = self._held.get(number)
+        if partition is not None:
+            await partition.idle.wait()
+            await self._drop(number)
+        membership.let_go(frozenset({number}))
+
+    def _begin_to_take(self, number: int) -> None:
+        if number not in self._taking and number not in self._held:
+            task = asyncio.create_task(self._take(number), name=f"take partition {number}")
+            self._taking[number] = task
+
+    async def _take(self, number: int) -> None:
+        """Fences, restores, and announces it; tries again for as long as the group says it is ours."""
+        assert self._common is not None  # noqa: S101  # open() made it
+        failures = 0
+        while number in self._assigned:
+            partition = Partition(
+                number,
+                path=self._cache_dir / f"{number}.db",
+                common=self._common,
+                retention_seconds=self._retention_seconds,
+                clock=self._clock,
+            )
+            started = self._clock.monotonic()
+            try:
+                await partition.open()
+            except JournalError as error:
+                failures += 1
+                write = log.warning if failures in (1, 10) or failures % 60 == 0 else log.debug
+                write("partition could not be taken", partition=number, reason=error.reason, error=str(error))
+                await self._clock.sleep(RETRY_SECONDS)
+                continue
+            self._held[number] = partition
+            self._epoch += 1
+            self._epochs[number] = self._epoch
+            self._taking.pop(number, None)
+            watch = asyncio.create_task(self._watch(partition), name=f"watch partition {number}")
+            self._background.append(watch)
+            watch.add_done_callback(self._ended)
+            seconds = round(self._clock.monotonic() - started, 3)
+            log.info("partition taken", partition=number, seconds=seconds)
+            await self._announce()
+            return
+
+    async def _watch(self, partition: Partition) -> None:
+        """One that is lost while the group says that it is ours is taken again, once the group has confirmed that."""
+        await partition.lost.wait()
+        number = partition.number
+        log.warning("partition lost", partition=number, reason=partition.why)
+        if partition.why == "fenced":
+            self.fenced += 1
+        if self._held.get(number) is not partition:
+            return
+        self._epochs.pop(number, None)
+        await self._announce()
+        await self._close_partition(number)
+        await self._clock.sleep(RETRY_SECONDS / 4)
+        while number in self._assigned and self._membership is not None:
+            try:
+                if await self._membership.confirms(number):
+                    self._begin_to_take(number)
+                    return
+            except JournalUnavailable as error:
+                log.debug("the group could not be asked", partition=number, error=str(error))
+            await self._clock.sleep(RETRY_SECONDS)
+
+    async def _drop(self, number: int) -> None:
+        self._epochs.pop(number, None)
+        await self._close_partition(number)
+
+    async def _close_partition(self, number: int) -> None:
+        partition = self._held.pop(number, None)
+        if partition is not None:
+            await partition.close()
+
+    async def _announce(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    def holding(self, component: Component, name: str) -> int | None:
+        """A number for as long as this process owns the task, another one each time that it gets it; else None."""
+        return self._epochs.get(self.place(component, name))
+
+    async def reassigned(self) -> None:
+        """Returns when what is held here has changed. Raises JournalError when it never will again."""
+        async with self._news:
+            await self._news.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def settled(self) -> None:
+        """Returns when everything that the group has given to this process is held."""
+        while not self._held or self._taking:
+            await self.reassigned()
+
+    async def _of(self, component: Component, name: str) -> Partition:
+        """The partition of a task, once it is held here."""
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            number = self.place(component, name)
+            partition = self._held.get(number)
+            if partition is not None and number in self._epochs:
+                return partition
+            await self.reassigned()
+
+    async def _all(self) -> list[Partition]:
+        if not self._held or self._taking:
+            await self.settled()
+        return [self._held[number] for number in sorted(self._held)]
+
+    # -- leases -------------------------------------------------------------------------------------------------
+
+    async def source(self, name: str) -> SqliteSourceLease:
+        """The lease of this source, once its partition is ours."""
+        return await (await self._of("source", name)).source(name)
+
+    async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SqliteSinkLease:
+        """The lease of this sink, once its partition is ours."""
+        return await (await self._of("sink", name)).sink(name, start=start, keep_seconds=keep_seconds)
+
+    def held_sink(self, name: str) -> SqliteSinkLease | None:
+        """The lease of this sink, if this process has taken it."""
+        partition = self._held.get(self.place("sink", name))
+        return None if partition is None else partition.held_sink(name)
+
+    # -- what is known, and what operators change ---------------------------------------------------------------
+
+    async def sinks(self) -> list[StoredSink]:
+        """Every sink of the partitions that are held here, by name."""
+        found = [one for partition in await self._all() for one in await partition.sinks()]
+        return sorted(found, key=lambda one: one.name)
+
+    async def sources(self) -> list[StoredSource]:
+        """Every source of the partitions that are held here, by name."""
+        found = [
+            one
+            for partition in await self._all()
+            for one in await partition.sources()
+            if self.place("source", one.name) == partition.number
+        ]
+        return sorted(found, key=lambda one: one.name)
+
+    async def latest_events(self, limit: int, *, after: int = 0) -> list[Delivery]:
+        """Up to `limit` of the events committed last by any process, newest first."""
+        if self._latest is None:
+            end = await self._broker.end(self.topics.changes, 0)
+            self._latest = await self._broker.reader(self.topics.changes, 0, max(0, end - _LATEST))
+        end = await self._broker.end(self.topics.changes, 0)
+        idle = 0
+        while self._latest.reached() < end and idle < 3:  # a transaction of another process may be open
+            messages = await self._latest.read(1000)
+            idle = 0 if messages else idle + 1
+            self._newest += [delivery_of(message, message.offset + 1) for message in messages]
+            del self._newest[: -max(_LATEST, limit)]
+        found = [one for one in self._newest if one.position > after]
+        return found[::-1][:limit]
+
+    async def latest_incidents(self, limit: int) -> list[tuple[str, Known]]:
+        """Those that were met last by the sources held here; across partitions in no order."""
+        found = [await partition.latest_incidents(limit) for partition in await self._all()]
+        return [one for some in found for one in some][:limit]
+
+    async def rename_sink(self, old: str, new: str) -> None:
+        """All that was kept for the old name is the new one's. Raises ConfigError."""
+        await self._rename("sink", old, new)
+
+    async def rename_source(self, old: str, new: str) -> None:
+        """The same for a source. Raises ConfigError."""
+        await self._rename("source", old, new)
+
+    async def _rename(self, component: Component, old: str, new: str) -> None:
+        """The new name stays where the old one was: everything of it is there."""
+        partition = await self._of(component, old)
+        other = await self._of(component, new)
+        if other is not partition:
+            stored = await (other.sinks() if component == "sink" else other.sources())
+            known = [one for one in stored if component == "sink" or getattr(one, "progress", None) is not None]
+            if any(one.name == new for one in known):
+                raise ConfigError(
+                    f"the journal already holds a {component} {new} with what it did under that name: choose another "
+                    f"name than {new}"
+                )
+            here = await (partition.sinks() if component == "sink" else partition.sources())
+            if not any(one.name == old for one in here):
+                names = [one.name for one in (await self.sinks() if component == "sink" else await self.sources())]
+                raise ConfigError(f"the journal knows no {component} {old}: use one of {', '.join(names) or 'none'}")
+            place = self.place(component, old)
+            self._meta = await self._write_meta(
+                lambda found: _placed(found or self._meta, f"{component}\0{new}", place)
+            )
+        if component == "sink":
+            await partition.rename_sink(old, new)
+            return
+        for sinks_of in await self._all():
+            if sinks_of is not partition:
+                await sinks_of.rename_label(old, new)
+        await partition.rename_source(old, new)
+
+    async def dead_letters(
+        self, *, component: Component | None = None, name: str | None = None, prefix: str = "", limit: int
+    ) -> DeadLetters:
+        """Those of the tasks that are held here; newest first."""
+        found = [
+            await partition.dead_letters(component=component, name=name, prefix=prefix, limit=limit)
+            for partition in await self._all()
+        ]
+        newest = sorted(
+            (letter for one in found for letter in one.newest),
+            key=lambda letter: (letter.committed, letter.position),
+            reverse=True,
+        )
+        return DeadLetters(total=sum(one.total for one in found), newest=newest[:limit])
+
+    async def discard(self, component: Component, name: str, ids: Collection[str] | None = None) -> int:
+        """Forgets dead letters for good; returns how many."""
+        partition = await self._of(component, name)
+        await partition.refresh_letters()
+        return await partition.discard(component, name, ids)
+
+    async def backup(self, path: Path) -> None:
+        """Kafka keeps it, with its replicas. Raises ConfigError."""
+        raise ConfigError(
+            "a journal on Kafka has no file to copy: its topics are its backup; `relay journal copy` makes a file of it"
+        )
+
+    # -- space --------------------------------------------------------------------------------------------------
+
+    def oldest_call_seconds(self) -> float:
+        """For how long the oldest unfinished call has been waiting for the disk or the brokers."""
+        return max((partition.oldest_call_seconds() for partition in self._held.values()), default=0.0)
+
+    async def use(self) -> JournalUse:
+        """What the sink that is furthest behind holds, of what it may."""
+        uses = [await partition.use() for partition in list(self._held.values())]
+        used = self._common.used_bytes() if self._common is not None else 0
+        oldest = [use.oldest_event for use in uses if use.oldest_event is not None]
+        return JournalUse(used_bytes=used, limit_bytes=self._max_bytes, oldest_event=min(oldest, default=None))
+
+    async def tend(self) -> Tended:
+        """Housekeeping of the partitions that are held here."""
+        deleted = 0
+        expired: dict[str, dict[str, int]] = {}
+        forgotten: list[str] = []
+        for partition in await self._all():
+            try:
+                done = await partition.tend()
+            except LeaseLost:
+                continue
+            deleted += done.deleted
+            expired |= done.expired
+            forgotten += done.forgotten
+        if self._common is not None and self._common.used_bytes() < 0.9 * self._max_bytes:
+            for partition in self._held.values():
+                partition.has_room()
+        return Tended(deleted=deleted, expired=expired, forgotten=tuple(forgotten))
+
+
+def topic_plans(topics: Topics, partitions: int, retention_seconds: float) -> list[TopicPlan]:
+    """The relay's own topics as they have to be."""
+    compacted = {
+        "cleanup.policy": "compact",
+        "min.cleanable.dirty.ratio": "0.1",
+        "segment.ms": "3600000",
+        "segment.bytes": str(64 << 20),
+    }
+    kept = str(int((retention_seconds + _DAY_SECONDS) * 1000))
+    large = {"max.message.bytes": str(16 << 20)}
+    return [
+        TopicPlan(topics.state, partitions, compacted | large, ("cleanup.policy",)),
+        TopicPlan(
+            topics.changes,
+            1,
+            {"cleanup.policy": "delete", "retention.ms": kept, "retention.bytes": "-1", "segment.bytes": str(64 << 20)}
+            | large,
+            ("cleanup.policy",),
+        ),
+        TopicPlan(
+            topics.dead_letters,
+            1,
+            compacted | large | {"cleanup.policy": "compact,delete", "retention.ms": str(DEAD_LETTER_MILLISECONDS)},
+            ("cleanup.policy",),
+        ),
+        TopicPlan(topics.control, 1, compacted, ("cleanup.policy",)),
+    ]
+
+
+def _placed(meta: Meta, task: str, number: int) -> Meta:
+    return msgspec.structs.replace(meta, places=meta.places | {task: number})
+
+
+def _meta(message: Message, topic: str) -> Meta:
+    try:
+        return msgspec.json.decode(message.value or b"", type=Meta)
+    except msgspec.MsgspecError as exc:
+        raise JournalMisplaced(
+            f"topic {topic} holds something that is no description of a journal; set another kafka_prefix"
+        ) from exc

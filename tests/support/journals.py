@@ -1,0 +1,42 @@
+"""The journals that the contract suites run on: a file, and topics of a real Kafka."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from relay.journal import Journal
+from relay.journal.kafka import KafkaBroker, KafkaJournal
+from relay.journal.sqlite import SqliteJournal
+from tests.support.clock import FakeClock
+from tests.support.kafka import Kafka, fresh
+
+JOURNALS = ["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)]
+PARTITIONS = 5
+"""With so many, the sources acme and other share one, and sinks lie in others."""
+
+MakeJournal = Callable[..., Journal]
+
+
+def journal_maker(request: pytest.FixtureRequest, folder: Path, clock: FakeClock) -> MakeJournal:
+    """Makes journals of the kind that is the fixture's parameter; one of the same name is the same journal."""
+    if request.param == "sqlite":
+        return lambda name, *, max_bytes, retention_seconds: SqliteJournal(
+            folder / f"{name}.db", max_bytes=max_bytes, retention_seconds=retention_seconds, clock=clock
+        )
+    kafka: Kafka = request.getfixturevalue("kafka")
+    prefixes: dict[str, str] = {}
+
+    def make(name: str, *, max_bytes: int, retention_seconds: float) -> Journal:
+        prefix = prefixes.setdefault(name, fresh())
+        return KafkaJournal(
+            KafkaBroker({"bootstrap.servers": kafka.bootstrap}, prefix=prefix),
+            prefix=prefix,
+            partitions=PARTITIONS,
+            cache_dir=folder / name,
+            max_bytes=max_bytes,
+            retention_seconds=retention_seconds,
+            clock=clock,
+        )
+
+    return make
