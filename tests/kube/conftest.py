@@ -30,6 +30,14 @@ def image(programs: None) -> Path:
 
 
 @pytest.fixture(scope="session")
+def next_image(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same layers under another tag and with another label: a new image to the node."""
+    archive = tmp_path_factory.mktemp("image") / "next.tar"
+    images.retag(image, archive, images.NEXT, {"org.opencontainers.image.version": images.NEXT})
+    return archive
+
+
+@pytest.fixture(scope="session")
 def archive(image: Path) -> Iterator[Archive]:
     """What is in the image."""
     with Archive(image) as archive:

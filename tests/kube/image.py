@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 from tests.kube import tools
 from tests.kube.steps import HOME, ROOT, step
@@ -22,6 +22,8 @@ from tests.kube.steps import HOME, ROOT, step
 NAME: Final = "localhost/incident-relay"
 REPOSITORY: Final = "python"
 TAG: Final = "3.13-slim-trixie"
+NEXT: Final = "next"
+"""Under which an image is known that differs from `test` in this alone."""
 SUITE: Final = "trixie"
 AUTHORITIES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 _BASE: Final = HOME / "base.tar"
@@ -202,10 +204,36 @@ def write_archive(path: Path, name: str, files: Mapping[str, Path], *, entrypoin
             tar.addfile(_member(entry, len(content)), io.BytesIO(content))
 
 
+def retag(archive: Path, target: Path, tag: str, labels: Mapping[str, str]) -> None:
+    """A copy of an image that differs in its tag and labels alone."""
+    with tarfile.open(archive) as old, tarfile.open(target, "w") as new:
+        [manifest] = json.load(_opened(old, "manifest.json"))
+        configuration = json.load(_opened(old, manifest["Config"]))
+        configuration["config"]["Labels"] |= labels
+        text = json.dumps(configuration).encode()
+        name = f"{hashlib.sha256(text).hexdigest()}.json"
+        _put(new, name, text)
+        _put(new, "manifest.json", json.dumps([manifest | {"Config": name, "RepoTags": [f"{NAME}:{tag}"]}]).encode())
+        for layer in manifest["Layers"]:
+            new.addfile(old.getmember(layer), _opened(old, layer))
+
+
 def _member(name: str, size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o755
     return member
+
+
+def _opened(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    file = archive.extractfile(name)
+    assert file is not None
+    return file
+
+
+def _put(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
 
 
 def _make_base() -> None:

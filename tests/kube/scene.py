@@ -159,19 +159,24 @@ class Scene:
         """The release's one pod. Raises CommandError."""
         return await self.get("pod", pod_of(release))
 
+    async def pods(self, release: str = RELEASE) -> list[dict[str, Any]]:
+        """All of the release's that nobody has told to end, by name; not that of `helm test`."""
+        found = await self.get("pods", f"--selector={selector_of(release)}", "--sort-by=.metadata.name")
+        return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+
     async def ready(self, release: str = RELEASE, *, within: int = PATIENCE_SECONDS) -> None:
         """Waits until its pod is there and Ready."""
         await self.kubectl("wait", f"pod/{pod_of(release)}", "--for=create", f"--timeout={within}s", within=within + 5)
         wait = ("wait", f"pod/{pod_of(release)}", "--for=condition=Ready", f"--timeout={within}s")
         await self.kubectl(*wait, within=within + 5)
 
-    async def said(self, *command: str, release: str = RELEASE) -> str:
-        """What a command within the pod prints. Raises CommandError."""
-        return await self.kubectl("exec", pod_of(release), "--container=relay", "--", *command)
+    async def said(self, *command: str, release: str = RELEASE, pod: str = "") -> str:
+        """What a command within the pod prints; without a name, within the one there is. Raises CommandError."""
+        return await self.kubectl("exec", pod or pod_of(release), "--container=relay", "--", *command)
 
-    async def status(self, release: str = RELEASE) -> dict[str, Any]:
+    async def status(self, release: str = RELEASE, *, pod: str = "") -> dict[str, Any]:
         """`relay status --json` within the pod. Raises CommandError."""
-        document: dict[str, Any] = json.loads(await self.said("relay", "status", "--json", release=release))
+        document: dict[str, Any] = json.loads(await self.said("relay", "status", "--json", release=release, pod=pod))
         return document
 
     async def logs(self, release: str = RELEASE, *options: str) -> str:
@@ -186,7 +191,8 @@ class Scene:
     async def told(self) -> str:
         """All that helps to see why something did not come true."""
         texts = []
-        for line in (["get", "all"], ["describe", "pods"], ["logs", pod_of(RELEASE), "--all-containers", "--tail=30"]):
+        logs = [["logs", pod["metadata"]["name"], "--all-containers", "--tail=30"] for pod in await self.pods()]
+        for line in (["get", "all"], ["describe", "pods"], *logs):
             try:
                 texts.append(await self.kubectl(*line))
             except CommandError as exc:
@@ -294,6 +300,11 @@ def full_name(release: str) -> str:
 def pod_of(release: str) -> str:
     """Its one pod."""
     return f"{full_name(release)}-0"
+
+
+def selector_of(release: str) -> str:
+    """By which its pods are found."""
+    return f"app.kubernetes.io/instance={release},app.kubernetes.io/component=relay"
 
 
 def topic_of(release: str) -> str:

@@ -1,52 +1,36 @@
 """The chart's life on a real node: installed, killed, replaced, upgraded, rolled back and stopped; nothing is lost."""
 
 import asyncio
-import hashlib
-import io
 import json
 import os
-import random
 import signal
-import tarfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO
 
 import psutil
 import pytest
 
 from relay.simulator import Fault
 from tests.e2e.stage import report, until
-from tests.e2e.unrest import Polls, Unrest
 from tests.kube.cluster import Cluster
-from tests.kube.image import NAME
+from tests.kube.image import NEXT
+from tests.kube.life import Life, true
 from tests.kube.scene import GRACE_SECONDS, RELEASE, Scene, pod_of, scene
 from tests.kube.steps import step
 
 pytestmark = [pytest.mark.kube, pytest.mark.timeout(1800)]
 
 POD = pod_of(RELEASE)
-NEXT = "next"
 INCIDENTS = 300
 """More than change: what a relay that forgot would send again."""
-PAUSE_SECONDS = 0.15
-"""Between two changes, on average."""
 HESITATION_SECONDS = 0.7
 """Of the webhook: with a poll a second, there is nearly always something that it has and has not yet answered."""
 SLOW_SECONDS = 4.0
 OWED = 40
 """More than a webhook this slow takes in within the grace."""
 FINALIZER = "test.invalid/look"
-
-
-@pytest.fixture(scope="module")
-def next_image(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same layers under another tag and with another label: a new image to the node."""
-    archive = tmp_path_factory.mktemp("image") / "next.tar"
-    _retag(image, archive, NEXT, {"org.opencontainers.image.version": NEXT})
-    return archive
 
 
 # -- a first install --------------------------------------------------------------------------------------------------
@@ -82,65 +66,6 @@ async def test_an_install_from_nothing_is_ready_and_flows_and_answers_commands(
 
 
 # -- whatever happens to the pod --------------------------------------------------------------------------------------
-
-
-class Life:
-    """Changes the tenant all the while, and does to the relay's pod what is asked for."""
-
-    def __init__(self, it: Scene) -> None:
-        self.it = it
-        self.polls = Polls(it.stage.simulator)
-        self.unrest = Unrest(it.stage, self.polls, random.Random(7))
-        self._disturbed = False
-
-    @asynccontextmanager
-    async def changing(self) -> AsyncIterator[None]:
-        """One change after another until the block is left."""
-        self.unrest.stir_the_past()
-        task = asyncio.create_task(self._change())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        assert self.unrest.changes
-
-    @asynccontextmanager
-    async def disturbance(self, name: str) -> AsyncIterator[None]:
-        """What happens within is survived: the relay is Ready again, and sends what changed after it."""
-        self._disturbed = True
-        before = self.unrest.changes
-        with step(name):
-            yield
-            await self.it.ready()
-            self._disturbed = False
-            await self.goes_on()
-        assert self.unrest.changes > before, "nothing changed meanwhile"
-
-    async def goes_on(self) -> None:
-        """A version from now on arrives in Kafka and at the webhook."""
-        history = self.it.stage.tenant.history
-        known = len(history)
-
-        async def arrived() -> bool:
-            late = {version.content for version in history[known:]}
-            in_kafka = {arrival.content for arrival in await self.it.events()}
-            at_the_hook = {arrival.content for arrival in self.it.hook.accepted[RELEASE]}
-            return bool(late & in_kafka and late & at_the_hook)
-
-        try:
-            await until(arrived, "the relay went on")
-        except TimeoutError as exc:
-            exc.add_note(await self.it.told())
-            raise
-
-    async def _change(self) -> None:
-        while True:
-            await asyncio.sleep(random.uniform(0, 2 * PAUSE_SECONDS))
-            if self._disturbed:
-                # Which process polls is not known now, so no poll counts as read to its end.
-                self.polls.new_life()
-            self.unrest.change()
 
 
 async def test_nothing_is_lost_or_doubled_whatever_happens_to_the_pod(
@@ -210,10 +135,10 @@ async def test_a_pod_stopped_amid_a_202_chain_with_a_slow_webhook_and_no_kafka_e
         asked = len(it.hook.receiver.asked)
         tenant, simulator = it.stage.tenant, it.stage.simulator
         tenant.update(tenant.pick(OWED))
-        await until(_true(lambda: len(it.hook.receiver.asked) >= asked + 8), "the webhook is busy")
+        await until(true(lambda: len(it.hook.receiver.asked) >= asked + 8), "the webhook is busy")
         simulator.requests.clear()
         chain = simulator.faults.inject(Fault(effect="pending", on="list", polls=1000))
-        await until(_true(lambda: sum(seen.status == 202 for seen in simulator.requests) >= 2), "a poll is in a chain")
+        await until(true(lambda: sum(seen.status == 202 for seen in simulator.requests) >= 2), "a poll is in a chain")
         tenant.create_many(5)
         async with _kept_when_deleted(it):
             [process] = [psutil.Process(number) for number in cluster.pod_processes(POD, namespace)]
@@ -253,7 +178,7 @@ async def _kill(it: Scene, *, meanwhile: Callable[[], None] = lambda: None) -> N
     """SIGKILL to the relay amid a delivery, until the kubelet has started it again."""
     before = await _restarts(it)
     processes = await asyncio.to_thread(it.cluster.pod_processes, POD, it.namespace)
-    await until(_true(lambda: bool(it.hook.busy)), "the webhook has something to answer")
+    await until(true(lambda: bool(it.hook.busy)), "the webhook has something to answer")
     for process in processes:
         os.kill(process, signal.SIGKILL)
     meanwhile()
@@ -288,36 +213,3 @@ async def _kept_when_deleted(it: Scene) -> AsyncIterator[None]:
         yield
     finally:
         await it.kubectl(*finalizers(None))
-
-
-def _true(reached: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
-    async def ask() -> bool:
-        return reached()
-
-    return ask
-
-
-def _retag(archive: Path, target: Path, tag: str, labels: Mapping[str, str]) -> None:
-    """A copy of an image that differs in its tag and labels alone."""
-    with tarfile.open(archive) as old, tarfile.open(target, "w") as new:
-        [manifest] = json.load(_open(old, "manifest.json"))
-        configuration = json.load(_open(old, manifest["Config"]))
-        configuration["config"]["Labels"] |= labels
-        text = json.dumps(configuration).encode()
-        name = f"{hashlib.sha256(text).hexdigest()}.json"
-        _add(new, name, text)
-        _add(new, "manifest.json", json.dumps([manifest | {"Config": name, "RepoTags": [f"{NAME}:{tag}"]}]).encode())
-        for layer in manifest["Layers"]:
-            new.addfile(old.getmember(layer), _open(old, layer))
-
-
-def _open(archive: tarfile.TarFile, name: str) -> IO[bytes]:
-    file = archive.extractfile(name)
-    assert file is not None
-    return file
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
