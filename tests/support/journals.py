@@ -1,4 +1,4 @@
-"""The journals that the contract suites run on: a file, and topics of a real Kafka."""
+"""The journals that the contract suites run on: a file, topics of a real Kafka, and the same of one in memory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +7,13 @@ import pytest
 
 from relay.journal import Journal
 from relay.journal.kafka import KafkaBroker, KafkaJournal
+from relay.journal.kafka.broker import Broker
 from relay.journal.sqlite import SqliteJournal
 from tests.support.clock import FakeClock
+from tests.support.fake_kafka import FakeBroker, FakeCluster
 from tests.support.kafka import Kafka, fresh
 
-JOURNALS = ["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)]
+JOURNALS = ["sqlite", "kafka-fake", pytest.param("kafka", marks=pytest.mark.kafka)]
 PARTITIONS = 5
 """With so many, the sources acme and other share one, and sinks lie in others."""
 
@@ -24,13 +26,13 @@ def journal_maker(request: pytest.FixtureRequest, folder: Path, clock: FakeClock
         return lambda name, *, max_bytes, retention_seconds: SqliteJournal(
             folder / f"{name}.db", max_bytes=max_bytes, retention_seconds=retention_seconds, clock=clock
         )
-    kafka: Kafka = request.getfixturevalue("kafka")
+    broker = _fake_brokers() if request.param == "kafka-fake" else _real_brokers(request.getfixturevalue("kafka"))
     prefixes: dict[str, str] = {}
 
     def make(name: str, *, max_bytes: int, retention_seconds: float) -> Journal:
         prefix = prefixes.setdefault(name, fresh())
         return KafkaJournal(
-            KafkaBroker({"bootstrap.servers": kafka.bootstrap}, prefix=prefix),
+            broker(prefix),
             prefix=prefix,
             partitions=PARTITIONS,
             cache_dir=folder / name,
@@ -40,3 +42,12 @@ def journal_maker(request: pytest.FixtureRequest, folder: Path, clock: FakeClock
         )
 
     return make
+
+
+def _fake_brokers() -> Callable[[str], Broker]:
+    cluster = FakeCluster()
+    return lambda prefix: FakeBroker(cluster)
+
+
+def _real_brokers(kafka: Kafka) -> Callable[[str], Broker]:
+    return lambda prefix: KafkaBroker({"bootstrap.servers": kafka.bootstrap}, prefix=prefix)
