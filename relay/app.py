@@ -3,27 +3,14 @@
 import asyncio
 import os
 import socket
-import zlib
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from apscheduler.executors.debug import DebugExecutor
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from apscheduler.triggers.interval import IntervalTrigger
 
 from relay import __version__, control, web
-from relay.assembly import (
-    Accounts,
-    introduce_to_each_other,
-    make_courier,
-    make_journal,
-    make_links,
-    make_rules,
-    make_source,
-)
+from relay.assembly import Accounts, make_journal, make_links, make_rules
 from relay.clock import Clock, Instant, SystemClock
 from relay.delivery import Carrier
 from relay.errors import JournalDamaged, JournalError, JournalLocked
@@ -31,6 +18,7 @@ from relay.journal import DeadLetter, Journal, JournalUse
 from relay.logs import Repeats
 from relay.metrics import Metrics
 from relay.recent import Recent
+from relay.roster import Roster
 from relay.settings import Settings
 from relay.status import FILLING_RATIO, MAX_DEAD, MAX_EVENTS, RelayFacts, SinkFacts
 from relay.tasks import SourceTask
@@ -39,14 +27,8 @@ log = structlog.get_logger()
 
 LOCK_PATIENCE_SECONDS = 10.0
 """How long a start waits for the journal: a predecessor may still be draining."""
-PAGE_PATIENCE_SECONDS = 5.0
-"""How long a stop waits for the page in hand; every page is committed by itself, so nothing is lost after that."""
-CLOSE_SECONDS = 3.0
-"""How long a sink may take to let go, after the grace; all at once, so that a stop stays under Kubernetes' 30 s."""
 TEND_SECONDS = 10.0
 REPORT_SECONDS = 2.0
-REQUESTS_A_POLL = 2
-"""Both views, one page each."""
 
 
 class Relay:
@@ -60,19 +42,34 @@ class Relay:
         for name, rule in self._rules.items():
             for warning in rule.warnings:
                 log.warning("configuration doubtful", problem=f"sinks.{name}.when {warning}")
-        self.journal: Journal = make_journal(settings, clock=self.clock)
-        self.sources: list[SourceTask] = []
-        self.couriers: list[Carrier] = []
+        self.journal: Journal = make_journal(settings, metrics=self.metrics, clock=self.clock)
         self.http_port = 0
         self._accounts = Accounts(settings, metrics=self.metrics, clock=self.clock)
+        self.roster = Roster(
+            settings,
+            journal=self.journal,
+            accounts=self._accounts,
+            rules=self._rules,
+            metrics=self.metrics,
+            clock=self.clock,
+        )
         self._started = self.clock.now()
         self._stop = asyncio.Event()
-        self._closed = False
         self._use: JournalUse | None = None
         self._filling_since: Instant | None = None
         self._letters: list[DeadLetter] = []
         self._recent = Recent(titles=settings.http.titles, links=make_links(settings))
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def sources(self) -> list[SourceTask]:
+        """The tasks of the sources that this process holds."""
+        return self.roster.sources
+
+    @property
+    def couriers(self) -> list[Carrier]:
+        """The tasks of the sinks that this process holds."""
+        return self.roster.couriers
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -98,22 +95,21 @@ class Relay:
                 self._tasks.append(task)
                 return task
 
-            servers = [
+            beside = [
                 start("serve http", web.serve(web.application(self), listener)),
                 start("serve the admin socket", web.serve(web.application(self, commands=control.routes(self)), admin)),
+                start("tend the journal", self._tend()),
+                start("report figures", self._report()),
             ]
-            polling = [start(f"poll {source.name}", source.run()) for source in self.sources]
-            reading = [start(f"reconcile {source.name}", source.reconcile()) for source in self.sources]
-            sending = [start(f"deliver {courier.name}", courier.run()) for courier in self.couriers]
-            tending = [start("tend the journal", self._tend()), start("report figures", self._report())]
-            scheduler = self._schedule()
+            self.roster.start(group)
+            following = start("follow the journal", self.roster.follow())
             log.info("relay started", sources=len(self.sources), sinks=len(self.couriers), http_port=self.http_port)
             await self._stop.wait()
             log.info("relay stopping")
             self._tasks.clear()
-            scheduler.shutdown(wait=False)
-            await self._finish(polling, reading, sending)
-            for task in (*tending, *servers):
+            following.cancel()
+            await self.roster.finish(self.settings.shutdown_grace.total_seconds())
+            for task in beside:
                 task.cancel()
 
     async def run_once(self) -> bool:
@@ -121,10 +117,10 @@ class Relay:
 
         False when anything failed or is left.
         """
-        async with self._opened(), asyncio.TaskGroup() as group:
+        async with self._opened(whole=True), asyncio.TaskGroup() as group:
             sending = [group.create_task(courier.run(), name=f"deliver {courier.name}") for courier in self.couriers]
             results = await asyncio.gather(*(source.once() for source in self.sources))
-            await self._drain(sending, None)
+            await self.roster.drain(sending, None)
             try:
                 backlogs = [await courier.backlog() for courier in self.couriers]
             except JournalError as error:
@@ -133,48 +129,20 @@ class Relay:
         return all(results) and not any(backlog.events for backlog in backlogs)
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[None]:
-        """The journal open, every lease taken; and everything closed again, clients and journal last."""
+    async def _opened(self, *, whole: bool = False) -> AsyncIterator[None]:
+        """The journal open, what is ours taken; and everything closed again, clients and journal last.
+
+        `whole`: all that is to be ours, however long others take to give it.
+        """
         await self._open_journal()
         try:
-            for name in self.settings.sources:
-                self.sources.append(
-                    await make_source(
-                        name,
-                        settings=self.settings,
-                        journal=self.journal,
-                        accounts=self._accounts,
-                        metrics=self.metrics,
-                        clock=self.clock,
-                    )
-                )
-            for name in self.settings.sinks:
-                self.couriers.append(
-                    await make_courier(
-                        name,
-                        settings=self.settings,
-                        journal=self.journal,
-                        rules=self._rules,
-                        metrics=self.metrics,
-                        clock=self.clock,
-                    )
-                )
-            introduce_to_each_other(self.couriers, self.settings)
-            self.metrics.tasks_held.labels("source").set(len(self.sources))
-            self.metrics.tasks_held.labels("sink").set(len(self.couriers))
+            if whole:
+                await self.journal.settled()
+            await self.roster.adopt()
             yield
         finally:
-            await self._close_far_sides()
+            await self.roster.close()
             await self.journal.close()
-
-    async def _close_far_sides(self) -> None:
-        """Lets go of sinks and API, once."""
-        if self._closed:
-            return
-        self._closed = True
-        await asyncio.gather(*(courier.close(CLOSE_SECONDS) for courier in self.couriers))
-        await asyncio.gather(*(source.close() for source in self.sources))
-        await self._accounts.close()
 
     async def _open_journal(self) -> None:
         deadline = self.clock.monotonic() + LOCK_PATIENCE_SECONDS
@@ -186,45 +154,7 @@ class Relay:
                     raise
                 await self.clock.sleep(0.2)
 
-    # -- keeping time ---------------------------------------------------------------------------------------------
-
-    def _schedule(self) -> AsyncIOScheduler:
-        """Keeps time only: a job sets an event, a task of ours polls."""
-        scheduler = AsyncIOScheduler(
-            timezone=UTC,
-            # Runs a job in place: one that runs beside us is cancelled at the end, which is logged as an error.
-            executors={"default": DebugExecutor()},
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
-        )
-        stretch = self._stretch()
-        for source in self.sources:
-            interval = self.settings.sources[source.name].poll_interval.total_seconds() * stretch
-            source.poll_interval_seconds = interval
-            self.metrics.poll_interval.labels(source.name).set(interval)
-            offset = zlib.crc32(source.name.encode()) % 1000 / 1000 * interval
-            scheduler.add_job(
-                source.on_tick,
-                IntervalTrigger(
-                    seconds=interval, start_date=datetime.now(UTC) + timedelta(seconds=offset), timezone=UTC
-                ),
-                id=source.name,
-            )
-        scheduler.start()
-        return scheduler
-
-    def _stretch(self) -> float:
-        """How much longer every interval gets when polling alone would exceed the budget of requests."""
-        wanted = sum(
-            REQUESTS_A_POLL / source.poll_interval.total_seconds() for source in self.settings.sources.values()
-        )
-        factor = max(1.0, wanted / self.settings.api.requests_per_second)
-        if factor > 1.0:
-            log.warning(
-                "poll intervals stretched",
-                factor=round(factor, 2),
-                requests_per_second=self.settings.api.requests_per_second,
-            )
-        return factor
+    # -- what goes on beside the tasks -----------------------------------------------------------------------------
 
     async def _tend(self) -> None:
         """Housekeeping of the journal, for ever."""
@@ -284,36 +214,11 @@ class Relay:
                 source.summarise_hourly()
             await self.clock.sleep(REPORT_SECONDS)
 
-    # -- stopping -------------------------------------------------------------------------------------------------
-
-    async def _finish(
-        self, polling: list[asyncio.Task[None]], reading: list[asyncio.Task[None]], sending: list[asyncio.Task[None]]
-    ) -> None:
-        """No new polls; the one in hand gets a few seconds of the grace, and what is committed stays. Then drain."""
-        deadline = self.clock.monotonic() + self.settings.shutdown_grace.total_seconds()
-        for source in self.sources:
-            source.finish()
-        await asyncio.wait(polling, timeout=min(PAGE_PATIENCE_SECONDS, deadline - self.clock.monotonic()))
-        for task in (*polling, *reading):
-            task.cancel()
-        await asyncio.gather(*polling, *reading, return_exceptions=True)
-        await self._drain(sending, max(0.0, deadline - self.clock.monotonic()))
-        await self._close_far_sides()
-
-    async def _drain(self, sending: list[asyncio.Task[None]], grace_seconds: float | None) -> None:
-        for courier in self.couriers:
-            courier.drain()
-        _done, left = await asyncio.wait(sending, timeout=grace_seconds)
-        for task in left:
-            log.warning("delivery was cut short by shutdown_grace", task=task.get_name())
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-
     # -- what is shown --------------------------------------------------------------------------------------------
 
     def ended_tasks(self) -> list[str]:
         """Long-lived tasks that are no longer running though nobody asked for a stop."""
-        return [task.get_name() for task in self._tasks if task.done()]
+        return [task.get_name() for task in self._tasks if task.done()] + self.roster.ended()
 
     def stuck_seconds(self) -> float:
         """For how long the oldest unfinished call to the journal has been waiting."""

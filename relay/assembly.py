@@ -1,5 +1,7 @@
 """Builds journal, clients, sinks and tasks from the settings: the one place where configuration meets construction."""
 
+import os
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -34,21 +36,75 @@ from relay.settings import (
 )
 from relay.signing import secrets_in
 from relay.sinks import MessageSink, Sink, kafka, ndjson, slack, teams, webhook
+from relay.sinks.kafka_shape import Shape
 from relay.tasks import SourceTask
 from relay.transport import http_client, tls_context
 
 if TYPE_CHECKING:
+    from relay.journal.kafka import InlineSink, KafkaBroker
     from relay.rules import Rule
 
 
-def make_journal(settings: Settings, *, clock: Clock) -> Journal:
-    """The journal of this relay, not yet opened."""
+def make_journal(settings: Settings, *, clock: Clock, metrics: Metrics | None = None) -> Journal:
+    """The journal of this relay, not yet opened. `metrics` count what is written with the polls."""
+    if settings.journal.kind == "kafka":
+        return _kafka_journal(settings, metrics=metrics or Metrics(clock), clock=clock)
     return SqliteJournal(
         settings.journal.path,
         max_bytes=settings.journal.max_bytes,
         retention_seconds=settings.journal.retention.total_seconds(),
         clock=clock,
     )
+
+
+def _kafka_journal(settings: Settings, *, metrics: Metrics, clock: Clock) -> Journal:
+    from relay.journal.kafka import KafkaBroker, KafkaJournal  # noqa: PLC0415  # a file needs nothing of it
+
+    chosen = settings.journal
+    broker = KafkaBroker(
+        settings.journal_kafka_options(),
+        prefix=settings.kafka_prefix,
+        replication_factor=chosen.replication_factor,
+        member=process_name(),
+    )
+    return KafkaJournal(
+        broker,
+        prefix=settings.kafka_prefix,
+        partitions=chosen.partitions,
+        cache_dir=chosen.cache_dir,
+        max_bytes=chosen.max_bytes,
+        retention_seconds=chosen.retention.total_seconds(),
+        inline=[
+            _inline_sink(name, settings, broker, metrics, clock) for name in settings.sinks if settings.is_inline(name)
+        ],
+        clock=clock,
+    )
+
+
+def _inline_sink(name: str, settings: Settings, broker: "KafkaBroker", metrics: Metrics, clock: Clock) -> "InlineSink":
+    from relay.journal.kafka import InlineSink  # noqa: PLC0415
+
+    chosen = settings.sinks[name]
+    assert isinstance(chosen, KafkaSink)  # noqa: S101  # no other sink is written with the poll
+    creation = chosen.create_topic
+    return InlineSink(
+        name,
+        shape=Shape(topic=chosen.topic, omit=chosen.omit, max_event_bytes=chosen.max_event_bytes),
+        rule=make_rules(settings).get(name),
+        ensure=lambda topic: broker.ensure_topic(
+            topic,
+            create=creation is not None,
+            partitions=creation.partitions if creation else 1,
+            replication_factor=creation.replication_factor if creation else -1,
+        ),
+        metrics=metrics.sink(name),
+        clock=clock,
+    )
+
+
+def process_name() -> str:
+    """How this process is told from others: host and process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Accounts:

@@ -193,8 +193,11 @@ class Commanded(Protocol):
     """Its time."""
     journal: Journal
     """Opened, every lease taken."""
-    sources: list[SourceTask]
-    """The tasks of its sources."""
+
+    @property
+    def sources(self) -> Sequence[SourceTask]:
+        """The tasks of its sources."""
+        ...
 
     @property
     def couriers(self) -> Sequence[Sender]:

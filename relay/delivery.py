@@ -72,6 +72,7 @@ class Carrier(abc.ABC):
         self._backlog = Backlog(events=0, oldest=None)
         self._journal_failures = 0
         self._draining = asyncio.Event()
+        self._leaving = False
 
     # -- what the relay asks of it ----------------------------------------------------------------------------------
 
@@ -103,6 +104,19 @@ class Carrier(abc.ABC):
     def drain(self) -> None:
         """Lets `run` return once nothing is due any more."""
         self._draining.set()
+
+    def hand_over(self) -> None:
+        """Lets `run` return once what is on its way has arrived: another process sends the rest."""
+        self._leaving = True
+        self.drain()
+
+    async def release(self) -> None:
+        """Another process may send now."""
+        await self._lease.release()
+
+    def forget_figures(self) -> None:
+        """Another process counts from now on."""
+        self._metrics.remove()
 
     async def backlog(self) -> Backlog:
         """What waits for this sink."""
@@ -345,7 +359,7 @@ class Courier(Carrier):
 
         So does a journal that can't be used; one that is damaged gets none.
         """
-        while True:
+        while not self._leaving:
             try:
                 if await self._step():
                     return

@@ -138,7 +138,8 @@ class Messenger(Carrier):
         await self._sink.close(timeout_seconds)
 
     def _over(self) -> bool:
-        return self._draining.is_set() and not self._flying and (self._idle or not self.breaker.sending)
+        done = self._leaving or self._idle or not self.breaker.sending
+        return self._draining.is_set() and not self._flying and done
 
     async def _turn(self) -> None:
         self._nudged.clear()
@@ -217,6 +218,8 @@ class Messenger(Carrier):
 
     async def _claim(self, limit: int) -> list[Delivery]:
         """What is due and wanted; waits for it unless there is something else to do. What is not wanted is settled."""
+        if self._leaving:
+            return []
         if self._draining.is_set() or self._ready or self._overdue:
             claim = await self._lease.claim(limit, in_order=False, wait=False)
         else:
@@ -300,7 +303,7 @@ class Messenger(Carrier):
             await self._post_skipped(manners)
         kept = await self._not_superseded(list(self._ready.values()))
         self._ready = {delivery.position: delivery for delivery in kept}
-        if not self._ready or not self.breaker.sending:
+        if not self._ready or not self.breaker.sending or self._leaving:
             return
         waiting = list(self._ready.values())
         if len(waiting) > manners.digest_above:

@@ -118,6 +118,14 @@ class SourceTask:
         self._patient = False
         return await self.poll() and await self.backfill_once()
 
+    async def release(self) -> None:
+        """Another process may poll it now."""
+        await self._lease.release()
+
+    def forget_figures(self) -> None:
+        """Another process counts from now on."""
+        self._metrics.remove()
+
     async def close(self) -> None:
         """Closes the connections, and says what was not summarised yet."""
         self._summarise()

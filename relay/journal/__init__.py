@@ -298,6 +298,10 @@ class SourceLease(Protocol):
         """Returns when a commit can succeed again."""
         ...
 
+    async def release(self) -> None:
+        """Nothing is in flight any more, and nothing will be."""
+        ...
+
     async def buried(self) -> Buried:
         """The records of this source that could not be read."""
         ...
@@ -359,6 +363,10 @@ class SinkLease(Protocol):
         """Oldest first."""
         ...
 
+    async def release(self) -> None:
+        """Nothing is in flight any more, and nothing will be."""
+        ...
+
     async def redrive(self, ids: Collection[str] | None, *, superseded: bool = False) -> Redriven:
         """Lets dead letters wait again, all of them without `ids`; they are dead letters no more.
 
@@ -388,8 +396,23 @@ class Journal(Protocol):
         """Locks or joins, verifies, migrates. Raises JournalLocked, JournalIncompatible, JournalUnavailable."""
         ...
 
+    def holding(self, component: Component, name: str) -> int | None:
+        """A number for as long as this process owns the task, another one each time that it gets it; else None."""
+        ...
+
+    async def reassigned(self, seen: int) -> int:
+        """Returns when what is held differs from what it was when this returned `seen`; -1: at once.
+
+        Raises JournalError when this process can hold nothing any more.
+        """
+        ...
+
+    async def settled(self) -> None:
+        """Returns when this process holds all that it is to hold for now."""
+        ...
+
     async def source(self, name: str) -> SourceLease:
-        """The lease of this source."""
+        """The lease of this source; waits until this process owns it. Raises LeaseLost."""
         ...
 
     async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SinkLease:

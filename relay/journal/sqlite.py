@@ -511,6 +511,23 @@ class SqliteJournal:
 
     # -- leases -------------------------------------------------------------------------------------------------
 
+    def holding(self, component: Component, name: str) -> int | None:
+        """The process owns all, for as long as it runs."""
+        return 1
+
+    async def reassigned(self, seen: int) -> int:
+        """What is held never changes."""
+        if seen != 0:
+            return 0
+        never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def settled(self) -> None:
+        """All is held at once."""
+
+    def released(self) -> None:
+        """A task has ended that had a lease: here nobody waits for that."""
+
     async def source(self, name: str) -> "SqliteSourceLease":
         """The lease of this source; on this journal the process owns all, for as long as it runs."""
 
@@ -935,6 +952,10 @@ class SqliteSourceLease:
         """Returns when a commit can succeed again."""
         await self._journal.room()
 
+    async def release(self) -> None:
+        """Nothing is in flight any more, and nothing will be."""
+        self._journal.released()
+
     async def buried(self) -> Buried:
         """The records of this source that could not be read."""
         return await self._journal.run(lambda db: _buried(db, "source", self.name), write=False)
@@ -1207,6 +1228,10 @@ class SqliteSinkLease:
         """What waits, in flight included."""
         await self._journal.caught_up()
         return await self._journal.run(lambda db: self._journal.backlog(db, self.name, self._position), write=False)
+
+    async def release(self) -> None:
+        """Nothing is in flight any more, and nothing will be."""
+        self._journal.released()
 
     async def redrive(self, ids: Collection[str] | None, *, superseded: bool = False) -> Redriven:
         """Lets dead letters wait again; see the contract."""

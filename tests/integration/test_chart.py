@@ -24,8 +24,8 @@ import pytest
 import yaml
 
 from relay import __version__
-from relay.app import CLOSE_SECONDS
 from relay.assembly import make_rules, make_sink
+from relay.roster import CLOSE_SECONDS
 from relay.settings import load
 from relay.settings.model import Journal, is_secret_option, secret_keys
 from relay.transport import tls_context

@@ -22,6 +22,7 @@ from relay.errors import Unavailable
 from relay.intake import BAD_TOLD
 from relay.journal.sqlite import SqliteJournal
 from relay.metrics import Metrics
+from relay.roster import timekeeper
 from relay.settings import load
 from relay.settings.model import Settings
 from relay.simulator import Fault, Simulator, serve
@@ -306,10 +307,9 @@ async def test_a_tick_that_comes_as_the_relay_stops_is_no_error(
             (task,) = relay.sources
             for _ in range(50):
                 task._tick.clear()
-                scheduler = relay._schedule()
-                for job in scheduler.get_jobs():
-                    job.modify(next_run_time=datetime.now(UTC))
-                scheduler.wakeup()
+                scheduler = timekeeper()
+                scheduler.start()
+                scheduler.add_job(task.on_tick, next_run_time=datetime.now(UTC))
                 scheduler.shutdown(wait=False)
                 async with asyncio.timeout(5):
                     await task._tick.wait()

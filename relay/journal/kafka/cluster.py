@@ -128,7 +128,7 @@ class KafkaBroker:
         await self._worker.finish(self._drop_offsets, _CLOSE_SECONDS)
 
     def ensure_topic(self, topic: str, *, create: bool, partitions: int, replication_factor: int) -> None:
-        """A user's topic exists. Blocks. Raises JournalUnavailable, which only a person can end when it may not be made."""
+        """A topic of the user exists. Blocks. Raises JournalUnavailable, with the cure when it may not be made."""
         plan = replace(
             self._plan, topic=topic, create_topic=create, partitions=partitions, replication_factor=replication_factor
         )

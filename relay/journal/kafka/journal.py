@@ -86,6 +86,7 @@ class KafkaJournal:
         self._held: dict[int, Partition] = {}
         self._epochs: dict[int, int] = {}
         self._epoch = 0
+        self._version = 0
         self._assigned: set[int] = set()
         self._taking: dict[int, asyncio.Task[None]] = {}
         self._background: list[asyncio.Task[None]] = []
@@ -345,34 +346,34 @@ class KafkaJournal:
 
     async def _announce(self) -> None:
         async with self._news:
+            self._version += 1
             self._news.notify_all()
 
     def holding(self, component: Component, name: str) -> int | None:
         """A number for as long as this process owns the task, another one each time that it gets it; else None."""
         return self._epochs.get(self.place(component, name))
 
-    async def reassigned(self) -> None:
+    async def reassigned(self, seen: int) -> int:
         """Returns when what is held here has changed. Raises JournalError when it never will again."""
         async with self._news:
-            await self._news.wait()
+            await self._news.wait_for(lambda: self._version != seen or self._failure is not None)
         if self._failure is not None:
             raise self._failure
+        return self._version
 
     async def settled(self) -> None:
         """Returns when everything that the group has given to this process is held."""
         while not self._held or self._taking:
-            await self.reassigned()
+            await self.reassigned(self._version)
 
     async def _of(self, component: Component, name: str) -> Partition:
         """The partition of a task, once it is held here."""
         while True:
-            if self._failure is not None:
-                raise self._failure
             number = self.place(component, name)
             partition = self._held.get(number)
             if partition is not None and number in self._epochs:
                 return partition
-            await self.reassigned()
+            await self.reassigned(self._version)
 
     async def _all(self) -> list[Partition]:
         if not self._held or self._taking:

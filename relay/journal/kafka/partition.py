@@ -37,7 +37,7 @@ from relay.journal.kafka.broker import (
 )
 from relay.journal.kafka.changelog import Changelog
 from relay.journal.kafka.inline import InlineSink, Outcome
-from relay.journal.sqlite import SqliteJournal, SqliteSinkLease, transaction
+from relay.journal.sqlite import SqliteJournal, SqliteSinkLease, SqliteSourceLease, transaction
 from relay.sinks import Delivery
 
 T = TypeVar("T")
@@ -551,6 +551,14 @@ class Partition(SqliteJournal):
         row = db.execute("SELECT max(sequence) FROM event WHERE source = ? AND uuid = ?", (source, uuid)).fetchone()
         return int(row[0] or 0)
 
+    # -- leases ---------------------------------------------------------------------------------------------------
+
+    async def source(self, name: str) -> SqliteSourceLease:
+        """The lease of this source."""
+        lease = await super().source(name)
+        self.taken()
+        return lease
+
     # -- feeding the sinks --------------------------------------------------------------------------------------
 
     async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SqliteSinkLease:
@@ -564,6 +572,7 @@ class Partition(SqliteJournal):
                 await lease.pass_over(self.end(self._connected()))
         await self._feed()
         await self.caught_up()
+        self.taken()
         return lease
 
     async def _feed(self) -> None:
