@@ -286,7 +286,7 @@ class SqliteJournal:
             self._migrate(db)
             self._max_pages = max(1, self._max_bytes // _pragma(db, "page_size"))
             db.execute(f"PRAGMA max_page_count = {self._max_pages}")
-            self.id = str(db.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()[0])
+            self.id = self.stored_id(db)
         except sqlite3.Error as exc:
             _abandon(db)
             if _primary_code(exc) in _LOCKED_CODES:
@@ -345,8 +345,22 @@ class SqliteJournal:
                 for statement in filter(str.strip, script.split(";")):
                     db.execute(statement)
             if not version:
-                db.execute("INSERT INTO meta VALUES ('id', ?)", (secrets.token_hex(8),))
+                self.begin(db)
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def begin(self, db: sqlite3.Connection) -> None:
+        """A new journal gets its id."""
+        db.execute("INSERT INTO meta VALUES ('id', ?)", (secrets.token_hex(8),))
+
+    def stored_id(self, db: sqlite3.Connection) -> str:
+        """The journal's id, which a copy gets last. Raises JournalMisplaced when it never did."""
+        row = db.execute("SELECT value FROM meta WHERE key = 'id'").fetchone()
+        if row is None:
+            raise JournalMisplaced(
+                f"the journal {self.path} is half a copy: `relay journal copy` was interrupted; delete the file, and "
+                f"{self._log.name} if there is one, and run that again"
+            )
+        return str(row[0])
 
     def _disconnect(self) -> None:
         if self._damage is not None:
@@ -618,6 +632,26 @@ class SqliteJournal:
                 (after, limit),
             ).fetchall()
             return [_delivery(row) for row in rows]
+
+        return await self.run(work, write=False)
+
+    async def events_after(self, position: int, *, limit: int, max_bytes: int) -> list[tuple[Delivery, Instant]]:
+        """The next events behind this position, and when each was committed; few when they are large."""
+
+        def work(db: sqlite3.Connection) -> list[tuple[Delivery, Instant]]:
+            rows = db.execute(
+                f"SELECT {_EVENT_COLUMNS}, 0, e.committed FROM event e JOIN source s ON s.id = e.source "  # noqa: S608
+                "WHERE e.position > ? ORDER BY e.position LIMIT ?",
+                (position, limit),
+            )
+            found: list[tuple[Delivery, Instant]] = []
+            size = 0
+            for row in rows:
+                found.append((_delivery(row), row[-1]))
+                size += len(row[9])
+                if size >= max_bytes:
+                    break
+            return found
 
         return await self.run(work, write=False)
 

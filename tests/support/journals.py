@@ -21,15 +21,24 @@ MakeJournal = Callable[..., Journal]
 
 
 def journal_maker(request: pytest.FixtureRequest, folder: Path, clock: FakeClock) -> MakeJournal:
-    """Makes journals of the kind that is the fixture's parameter; one of the same name is the same journal."""
-    if request.param == "sqlite":
-        return lambda name, *, max_bytes, retention_seconds: SqliteJournal(
+    """Makes journals of the kind that is the fixture's parameter; one of the same name is the same journal.
+
+    Where there is a file of that name, it is that: backups are files, whatever they are of.
+    """
+
+    def make_file(name: str, *, max_bytes: int, retention_seconds: float) -> Journal:
+        return SqliteJournal(
             folder / f"{name}.db", max_bytes=max_bytes, retention_seconds=retention_seconds, clock=clock
         )
+
+    if request.param == "sqlite":
+        return make_file
     broker = _fake_brokers() if request.param == "kafka-fake" else _real_brokers(request.getfixturevalue("kafka"))
     prefixes: dict[str, str] = {}
 
     def make(name: str, *, max_bytes: int, retention_seconds: float) -> Journal:
+        if (folder / f"{name}.db").exists():
+            return make_file(name, max_bytes=max_bytes, retention_seconds=retention_seconds)
         prefix = prefixes.setdefault(name, fresh())
         return KafkaJournal(
             broker(prefix),

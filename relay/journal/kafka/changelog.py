@@ -137,6 +137,11 @@ def record_of(row: tuple[str, bytes, bytes | None], topic: str, partition: int) 
     return Record(topic, partition, row[1], row[2])
 
 
+def whole_row(table: str, key: Sequence[Any], row: Sequence[Any]) -> tuple[str, bytes, bytes]:
+    """Table, key and value of a row that was read from somewhere else."""
+    return table, _encode_key((table, *key)), _encode_row((SHAPE, *row))
+
+
 def dead_row(values: Sequence[Any]) -> tuple[bytes, bytes]:
     """Key and value of a dead letter, as the table `dead` would have it."""
     component, name, ident = values[1], values[2], values[0]

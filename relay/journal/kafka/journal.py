@@ -7,20 +7,16 @@ process that holds that partition. Nothing is decided here by who believes to ho
 import asyncio
 import fcntl
 import os
-import secrets
-import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
-import msgspec
 import structlog
 
 from relay.clock import Clock
 from relay.errors import (
     ConfigError,
     JournalError,
-    JournalIncompatible,
     JournalLocked,
     JournalMisplaced,
     JournalUnavailable,
@@ -28,8 +24,10 @@ from relay.errors import (
 )
 from relay.incidents import Known
 from relay.journal import Component, DeadLetters, JournalUse, StoredSink, StoredSource, Tended
-from relay.journal.kafka.broker import Broker, Change, Membership, Message, Reader, Record, TopicPlan
+from relay.journal.kafka.broker import Broker, Change, Membership, Reader, TopicPlan
+from relay.journal.kafka.file import write_file
 from relay.journal.kafka.inline import InlineSink
+from relay.journal.kafka.meta import Meta, new_meta, read_meta, write_meta
 from relay.journal.kafka.partition import Common, Partition, Topics, delivery_of
 from relay.journal.sqlite import SqliteSinkLease, SqliteSourceLease
 from relay.sinks import Delivery
@@ -37,22 +35,11 @@ from relay.sinks import Delivery
 T = TypeVar("T")
 log = structlog.get_logger()
 
-META_KEY: Final = b"meta"
-META_VERSION: Final = 1
 RETRY_SECONDS: Final = 1.0
 DEAD_LETTER_MILLISECONDS: Final = 30 * 86_400_000
 _DAY_SECONDS: Final = 86_400
 _LATEST: Final = 200
 """How many of the events before this process began are shown as the latest."""
-
-
-class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """What is fixed at the first start, and where tasks stay that were renamed since."""
-
-    version: int
-    id: str
-    partitions: int
-    places: dict[str, int] = {}
 
 
 class KafkaJournal:
@@ -80,7 +67,7 @@ class KafkaJournal:
         self._retention_seconds = retention_seconds
         self._inline = tuple(inline)
         self._clock = clock
-        self._meta = Meta(version=META_VERSION, id="", partitions=partitions)
+        self._meta = Meta(id="", partitions=partitions)
         self._membership: Membership | None = None
         self._common: Common | None = None
         self._held: dict[int, Partition] = {}
@@ -106,7 +93,7 @@ class KafkaJournal:
         try:
             await self._broker.connect()
             await self._broker.ensure(topic_plans(self.topics, self._wanted_partitions, self._retention_seconds))
-            self._meta = await self._read_meta() or await self._make_meta()
+            self._meta = await read_meta(self._broker, self.topics) or await self._make_meta()
             self._require_meta()
             self.id = self._meta.id
             membership = self._membership = await self._broker.join(self._prefix, self.topics.state)
@@ -116,6 +103,7 @@ class KafkaJournal:
             raise
         self._common = Common(
             journal_id=self.id,
+            made=self._meta.made,
             topics=self.topics,
             broker=self._broker,
             membership=membership,
@@ -172,45 +160,13 @@ class KafkaJournal:
 
     # -- what all processes agree on ----------------------------------------------------------------------------
 
-    async def _read_meta(self) -> Meta | None:
-        reader = await self._broker.reader(self.topics.control, 0, 0)
-        found: Meta | None = None
-        try:
-            end = await reader.end()
-            while reader.reached() < end:
-                for message in await reader.read(500):
-                    if message.key == META_KEY and message.value is not None:
-                        found = _meta(message, self.topics.control)
-        finally:
-            await reader.close()
-        return found
-
     async def _make_meta(self) -> Meta:
         """Of several that start at once, the last to fence sees what the others have written."""
-        made = Meta(version=META_VERSION, id=secrets.token_hex(8), partitions=self._wanted_partitions)
-        return await self._write_meta(lambda found: found or made)
-
-    async def _write_meta(self, change: Any) -> Meta:
-        while True:
-            writer = self._broker.writer(f"{self._prefix}-meta")
-            try:
-                await asyncio.to_thread(writer.fence)
-                meta: Meta = change(await self._read_meta())
-                record = Record(self.topics.control, 0, META_KEY, msgspec.json.encode(meta))
-                await asyncio.to_thread(writer.commit, [record])
-            except LeaseLost:
-                await self._clock.sleep(RETRY_SECONDS / 10)
-            else:
-                return meta
-            finally:
-                await asyncio.to_thread(writer.close)
+        made = new_meta(self._wanted_partitions)
+        return await write_meta(self._broker, self.topics, lambda found: found or made, clock=self._clock)
 
     def _require_meta(self) -> None:
-        if self._meta.version > META_VERSION + 1:
-            raise JournalIncompatible(
-                f"the journal {self._prefix} on Kafka was written by a newer relay (version {self._meta.version}); run "
-                "that version"
-            )
+        self._meta.require_usable(self.topics)
         if self._meta.partitions != self._wanted_partitions:
             raise JournalMisplaced(
                 f"journal.partitions is {self._wanted_partitions}, but the journal {self._prefix} was begun with "
@@ -220,9 +176,7 @@ class KafkaJournal:
 
     def place(self, component: str, name: str) -> int:
         """The partition of a task."""
-        task = f"{component}\0{name}"
-        kept = self._meta.places.get(task)
-        return kept if kept is not None else zlib.crc32(task.encode()) % self._meta.partitions
+        return self._meta.place(component, name)
 
     # -- who owns what ------------------------------------------------------------------------------------------
 
@@ -457,8 +411,11 @@ class KafkaJournal:
                 names = [one.name for one in (await self.sinks() if component == "sink" else await self.sources())]
                 raise ConfigError(f"the journal knows no {component} {old}: use one of {', '.join(names) or 'none'}")
             place = self.place(component, old)
-            self._meta = await self._write_meta(
-                lambda found: _placed(found or self._meta, f"{component}\0{new}", place)
+            self._meta = await write_meta(
+                self._broker,
+                self.topics,
+                lambda found: (found or self._meta).placed(component, new, place),
+                clock=self._clock,
             )
         if component == "sink":
             await partition.rename_sink(old, new)
@@ -490,10 +447,8 @@ class KafkaJournal:
         return await partition.discard(component, name, ids)
 
     async def backup(self, path: Path) -> None:
-        """Kafka keeps it, with its replicas. Raises ConfigError."""
-        raise ConfigError(
-            "a journal on Kafka has no file to copy: its topics are its backup; `relay journal copy` makes a file of it"
-        )
+        """Makes a file of it, as of now, that the embedded journal opens."""
+        await write_file(path, self._broker, self.topics, self._meta, clock=self._clock)
 
     # -- space --------------------------------------------------------------------------------------------------
 
@@ -554,16 +509,3 @@ def topic_plans(topics: Topics, partitions: int, retention_seconds: float) -> li
         ),
         TopicPlan(topics.control, 1, compacted, ("cleanup.policy",)),
     ]
-
-
-def _placed(meta: Meta, task: str, number: int) -> Meta:
-    return msgspec.structs.replace(meta, places=meta.places | {task: number})
-
-
-def _meta(message: Message, topic: str) -> Meta:
-    try:
-        return msgspec.json.decode(message.value or b"", type=Meta)
-    except msgspec.MsgspecError as exc:
-        raise JournalMisplaced(
-            f"topic {topic} holds something that is no description of a journal; set another kafka_prefix"
-        ) from exc

@@ -87,12 +87,22 @@ class Topics:
         """What all processes must know of each other; compacted."""
         return f"{self.prefix}.control"
 
+    @property
+    def cure(self) -> str:
+        """How whatever is in them is got rid of. Positions of sinks are in another one, and stay."""
+        own = f"{self.state}, {self.changes}, {self.dead_letters} and {self.control}"
+        return f"delete the topics {own} (no other), or set another kafka_prefix"
+
 
 @dataclass(slots=True, kw_only=True)
 class Common:
-    """What the partitions of one process share. `produced` is the offset behind the last event that it committed."""
+    """What the partitions of one process share. `produced` is the offset behind the last event that it committed.
+
+    `made` tells the journal from copies of it, which have the same id.
+    """
 
     journal_id: str
+    made: str = ""
     topics: Topics
     broker: Broker
     membership: Membership
@@ -237,7 +247,8 @@ class Partition(SqliteJournal):
         stored = db.execute("SELECT value FROM meta WHERE key = 'cache'").fetchone()
         cache = msgspec.json.decode(stored[0]) if stored else {}
         self._changelog = Changelog(db)
-        usable = cache.get("journal") == self._common.journal_id and cache.get("shape") == changelog.SHAPE
+        journal = [self._common.journal_id, self._common.made]
+        usable = cache.get("journal") == journal and cache.get("shape") == changelog.SHAPE
         if usable and self._clock.now() - cache.get("seen", 0) < _OLDEST_CACHE:
             self._offsets = {"state": cache["state"], "dead": cache["dead"]}
             self._covered = tuple(cache["covered"]) if cache.get("covered") else None
@@ -369,7 +380,7 @@ class Partition(SqliteJournal):
 
     def _store_offsets(self, db: sqlite3.Connection) -> None:
         cache = {
-            "journal": self._common.journal_id,
+            "journal": [self._common.journal_id, self._common.made],
             "shape": changelog.SHAPE,
             "seen": self._clock.now(),
             "covered": self._covered,
@@ -477,20 +488,7 @@ class Partition(SqliteJournal):
             body = native.render(event)
             delivery = Delivery.of(0, event, body)
             deliveries.append(delivery)
-            kept = (
-                _ENVELOPE,
-                event.id,
-                event.kind,
-                event.source,
-                event.origin,
-                event.sequence,
-                event.updated,
-                event.severity,
-                now,
-            )
-            headers = (("e", _envelope(kept)),)
-            key = event.uuid.encode("utf-8", "surrogatepass")
-            self._outgoing.append(Record(self._topics.changes, 0, key, body, headers))
+            self._outgoing.append(record_of(delivery, now, self._topics.changes))
         size = sum(len(delivery.body) for delivery in deliveries) / len(deliveries)
         self._common.event_bytes += (size - self._common.event_bytes) / 8
         for sink in self._common.inline:
@@ -640,7 +638,7 @@ class Partition(SqliteJournal):
                 one.sequence,
                 one.updated,
                 one.severity,
-                _committed(message),
+                committed_of(message),
                 one.body,
             )
             for message, one in zip(messages, deliveries, strict=True)
@@ -777,9 +775,17 @@ def _letter(topic: str, sink: str, outcome: Outcome, now: Instant) -> Record:
     return Record(topic, 0, key, value)
 
 
-def _committed(message: Message) -> Instant:
+def committed_of(message: Message) -> Instant:
+    """When the event was committed first."""
     committed: Instant = _opened(dict(message.headers)["e"])[8]
     return committed
+
+
+def record_of(delivery: Delivery, committed: Instant, topic: str) -> Record:
+    """The record of an event in the topic of changes."""
+    one = delivery
+    kept = (_ENVELOPE, one.id, one.kind, one.source, one.origin, one.sequence, one.updated, one.severity, committed)
+    return Record(topic, 0, one.uuid.encode("utf-8", "surrogatepass"), one.body, (("e", _envelope(kept)),))
 
 
 def delivery_of(message: Message, position: int) -> Delivery:
