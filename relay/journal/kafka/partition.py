@@ -643,21 +643,25 @@ class Partition(SqliteJournal):
             )
             for message, one in zip(messages, deliveries, strict=True)
         ]
-        before = self._covered
-        after = before[1] if before is not None else rows[0][0] - 1
-        self._covered = (before[0] if before is not None else rows[0][0], rows[-1][0])
 
-        def work() -> None:
+        def work() -> int:
             db = self._connected()
+            before = self._covered
             try:
                 with transaction(db):
                     db.executemany("INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                    # Here, so that no commit in between says that the cache has them already.
+                    self._covered = (before[0] if before is not None else rows[0][0], rows[-1][0])
                     self._store_offsets(db)
-            except sqlite3.Error as exc:
-                raise self._mapped(exc) from exc
+            except BaseException as exc:
+                self._covered = before
+                if isinstance(exc, sqlite3.Error):
+                    raise self._mapped(exc) from exc
+                raise
             self._used = _used(db)
+            return before[1] if before is not None else rows[0][0] - 1
 
-        await self._in_thread(work)
+        after = await self._in_thread(work)
         self.committed(deliveries, after=after)
 
     async def _source_ids(self, deliveries: Sequence[Delivery]) -> dict[tuple[str, int], int]:
