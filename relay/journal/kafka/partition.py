@@ -449,7 +449,7 @@ class Partition(SqliteJournal):
         if applying is not None:
             await applying
         self._offsets[name] = max(self._offsets[name], end)
-        if whole:
+        if name == "state":  # whoever began to make it whole may have been killed before this
             await self._in_thread(log_of_changes.ready)
 
     def _apply(self, name: str, messages: Sequence[Message], offsets: dict[str, int]) -> None:
