@@ -14,13 +14,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay.clock import SECOND, Instant
 from relay.simulator import Simulator
 from relay.simulator.times import parse_time
-from tests.e2e.stage import LOOKBACK_SECONDS, until
+from tests.e2e.stage import LOOKBACK_SECONDS, SOURCE, until
 from tests.e2e.unrest import Polls
 from tests.kube.cluster import CommandError
 from tests.kube.life import true
 from tests.kube.scene import PATIENCE_SECONDS, RELEASE, Scene, full_name
 
 COUNT: Final = 3
+TASKS: Final = {"source": SOURCE, "sink": "soar"}
+"""By which label their figures are found, which only their owner shows."""
 DEPLOYMENT: Final = f"deployment/{full_name(RELEASE)}"
 
 
@@ -87,13 +89,13 @@ class Replicas:
         await self.told_until(all_ready, f"{count} replicas are Ready")
 
     async def holder(self, kind: Literal["source", "sink"]) -> str:
-        """Waits until one replica alone says that it has the source, or the webhook; its name."""
+        """Waits until one replica alone has metrics of the source, or of the webhook; its name."""
         found: list[str] = []
 
         async def one_has_it() -> bool:
             pods = [pod for pod in await self.it.pods() if _is_ready(pod)]
-            held = await asyncio.gather(*(_held(pod, kind) for pod in pods), return_exceptions=True)
-            found[:] = [pod["metadata"]["name"] for pod, count in zip(pods, held, strict=True) if count == 1]
+            held = await asyncio.gather(*(_has(pod, kind) for pod in pods), return_exceptions=True)
+            found[:] = [pod["metadata"]["name"] for pod, has in zip(pods, held, strict=True) if has is True]
             return len(found) == 1
 
         await self.told_until(one_has_it, f"one replica has the {kind}")
@@ -171,8 +173,8 @@ def _is_ready(pod: dict[str, Any]) -> bool:
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
-async def _held(pod: dict[str, Any], kind: str) -> float:
+async def _has(pod: dict[str, Any], kind: str) -> bool:
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
         answer = await client.get(f"http://{pod['status']['podIP']}:8080/metrics")
     samples = [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
-    return sum(one.value for one in samples if one.name == "relay_tasks_held" and one.labels["kind"] == kind)
+    return any(sample.labels.get(kind) == TASKS[kind] for sample in samples)
