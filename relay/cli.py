@@ -46,6 +46,8 @@ sinks = typer.Typer(help="Look after the sinks.", no_args_is_help=True)
 app.add_typer(sinks, name="sinks")
 dead_letters = typer.Typer(help="See to what was refused for good.", no_args_is_help=True)
 app.add_typer(dead_letters, name="dead-letters")
+journal = typer.Typer(help="Move the journal.", no_args_is_help=True)
+app.add_typer(journal, name="journal")
 schema = typer.Typer(help="Print JSON Schemas, for editors and programs.", no_args_is_help=True)
 app.add_typer(schema, name="schema")
 
@@ -530,6 +532,22 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
         raise RelayError(f"{path} could not be written: {(exc.strerror or '').lower()}; make room there") from exc
     finally:
         part.unlink(missing_ok=True)
+
+
+@journal.command("copy")
+def copy_journal(
+    origin: Annotated[Path, typer.Option("--from", help="The configuration of the journal that there is.")],
+    target: Annotated[Path, typer.Option("--to", help="The configuration of the journal that is made of it.")],
+) -> None:
+    """Carry everything over from SQLite to Kafka, or back, so that nothing is sent again. No relay may run."""
+    from relay.clock import SystemClock
+    from relay.copying import copy_journal as copy
+    from relay.terminal import make_console, showing_copy
+
+    one, other = _settings(origin), _settings(target)
+    with showing_copy(make_console(stderr=True)) as tell:
+        said = asyncio.run(copy(one, other, clock=SystemClock(), tell=tell))
+    typer.echo(said)
 
 
 @schema.command("config")

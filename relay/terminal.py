@@ -6,8 +6,9 @@ Only the 16 colours of the user's theme. Without colour shape and word remain, w
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TextIO
 
@@ -27,6 +28,8 @@ FILLING_RATIO: Final = 0.75
 NEARLY_FULL_RATIO: Final = 0.9
 BACKFILL_SECONDS: Final = 0.5
 """How often the bars of a backfill move."""
+COPY_SECONDS: Final = 5.0
+"""How often a line says how far a copy is, where no bar can."""
 MAX_BARS: Final = 8
 """More sources than that would push the log off the screen; `relay status` shows all."""
 SHORT_ID: Final = 12
@@ -222,6 +225,32 @@ async def show_backfill(
                 await asyncio.sleep(every_seconds)
         finally:
             log_to(before)
+
+
+@contextmanager
+def showing_copy(console: Console, *, every_seconds: float = COPY_SECONDS) -> Iterator[Callable[[str, int, int], None]]:
+    """What is told of a copy: one bar, gone at the end; where no terminal is, a line now and then."""
+    if console.is_terminal:
+        name, said = TextColumn("[dim]{task.description}[/]"), TextColumn("{task.fields[said]}")
+        with Progress(name, BarColumn(20, MARK, MARK), said, console=console, transient=True) as progress:
+            bar = progress.add_task("", total=None, said="")
+            yield lambda doing, done, of: progress.update(
+                bar, description=doing, completed=done, total=max(of, 1), said=_done(done, of)
+            )
+        return
+    last = time.monotonic()
+
+    def tell(doing: str, done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every_seconds:
+            last = time.monotonic()
+            console.print(f"{doing}: {_done(done, of)}")
+
+    yield tell
+
+
+def _done(done: int, of: int) -> str:
+    return f"{number(done)} of {number(of)}"
 
 
 def _advance(progress: Progress, bars: dict[str, TaskID], source: Document, *, now: Instant) -> None:

@@ -88,6 +88,12 @@ _NOISE: Final = re.compile(
 )
 """What librdkafka adds, and nobody needs."""
 MISSING: Final = "create it, or leave create_topic out, so that the relay makes it"
+_ELSEWHERE: Final = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+"""A new cluster, or one that moves its work about, answers so for a moment: the next one may be asked."""
 _DECISIVE: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 log = logging.getLogger(__name__)
@@ -297,13 +303,19 @@ class Topics:
 
     def members(self, group: str) -> list[str]:
         """Who takes part in this group at present."""
-        asked = self._admin.describe_consumer_groups([group], request_timeout=CONNECT_SECONDS)
-        try:
-            found = self._ask(f"looking at group {group}", asked[group])
-        except KafkaException as exc:
-            if error_of(exc).code() in {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.INVALID_GROUP_ID}:
-                return []
-            raise self._watch.unavailable(f"looking at group {group}", error_of(exc)) from exc
+        doing = f"looking at group {group}"
+        while True:
+            asked = self._admin.describe_consumer_groups([group], request_timeout=CONNECT_SECONDS)
+            try:
+                found = self._ask(doing, asked[group])
+                break
+            except KafkaException as exc:
+                code = error_of(exc).code()
+                if code in {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.INVALID_GROUP_ID}:
+                    return []
+                if code not in _ELSEWHERE:
+                    raise self._watch.unavailable(doing, error_of(exc)) from exc
+                self._watch.pause(doing)
         return sorted(f"{member.client_id} on {member.host.lstrip('/')}" for member in found.members)
 
     def end_of_cursors(self) -> int:
@@ -349,7 +361,7 @@ class Topics:
                 self._admin.poll(0)
                 self._watch.check(doing)
             except KafkaException as exc:
-                if not error_of(exc).retriable():
+                if not error_of(exc).retriable() or error_of(exc).code() in _ELSEWHERE:
                     raise
                 raise self._watch.unavailable(doing, error_of(exc)) from exc
 

@@ -362,6 +362,11 @@ class FakeBroker:
             raise JournalMisplaced(f"topic {plan.name} has {' and '.join(wrong)}: mend it, or set another kafka_prefix")
         return found
 
+    async def partitions(self, topic: str) -> int:
+        """How many the topic has, 0 when there is none."""
+        with self.cluster.up(f"looking at topic {topic}"):
+            return len(self.cluster.logs.get(topic, ()))
+
     def ensure_topic(self, topic: str, *, create: bool, partitions: int, replication_factor: int) -> None:
         """A topic of the user exists. Blocks."""
         del replication_factor

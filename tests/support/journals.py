@@ -18,6 +18,7 @@ PARTITIONS = 5
 """With so many, the sources acme and other share one, and sinks lie in others."""
 
 MakeJournal = Callable[..., Journal]
+MakeBroker = Callable[[str], Broker]
 
 
 def journal_maker(request: pytest.FixtureRequest, folder: Path, clock: FakeClock) -> MakeJournal:
@@ -33,7 +34,7 @@ def journal_maker(request: pytest.FixtureRequest, folder: Path, clock: FakeClock
 
     if request.param == "sqlite":
         return make_file
-    broker = _fake_brokers() if request.param == "kafka-fake" else _real_brokers(request.getfixturevalue("kafka"))
+    broker = brokers(request)
     prefixes: dict[str, str] = {}
 
     def make(name: str, *, max_bytes: int, retention_seconds: float) -> Journal:
@@ -53,10 +54,10 @@ def journal_maker(request: pytest.FixtureRequest, folder: Path, clock: FakeClock
     return make
 
 
-def _fake_brokers() -> Callable[[str], Broker]:
-    cluster = FakeCluster()
-    return lambda prefix: FakeBroker(cluster)
-
-
-def _real_brokers(kafka: Kafka) -> Callable[[str], Broker]:
+def brokers(request: pytest.FixtureRequest) -> MakeBroker:
+    """Makes clients of the cluster that is the fixture's parameter, for journals of a prefix each."""
+    if request.param == "kafka-fake":
+        cluster = FakeCluster()
+        return lambda prefix: FakeBroker(cluster)
+    kafka: Kafka = request.getfixturevalue("kafka")
     return lambda prefix: KafkaBroker({"bootstrap.servers": kafka.bootstrap}, prefix=prefix)

@@ -145,6 +145,10 @@ class Broker(Protocol):
         """
         ...
 
+    async def partitions(self, topic: str) -> int:
+        """How many the topic has, 0 when there is none. Raises JournalUnavailable."""
+        ...
+
     def writer(self, transactional_id: str) -> Writer:
         """A producer under this id, not fenced yet."""
         ...

@@ -95,6 +95,10 @@ class KafkaBroker:
         """Makes what is missing, verifies the rest."""
         return await self._run(partial(self._ensure, topics))
 
+    async def partitions(self, topic: str) -> int:
+        """How many the topic has, 0 when there is none."""
+        return await self._run(partial(self._partitions, topic))
+
     def writer(self, transactional_id: str) -> "KafkaWriter":
         """A producer under this id, not fenced yet."""
         return KafkaWriter(self._plan, transactional_id)
@@ -160,6 +164,11 @@ class KafkaBroker:
         watch.begin()
         admin = self._topics(watch)
         return {topic.name: admin.require(topic.name, topic.partitions, topic.settings, topic.must) for topic in topics}
+
+    def _partitions(self, topic: str) -> int:
+        watch = Watch(self._plan)
+        watch.begin()
+        return self._topics(watch).partitions(topic)
 
     def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         if self._offsets is None:

@@ -19,7 +19,7 @@ from relay.clock import Clock
 from relay.journal.kafka.broker import Broker, Message, Reader
 from relay.journal.kafka.changelog import Changelog
 from relay.journal.kafka.meta import Meta
-from relay.journal.kafka.partition import INLINE_POSITION, Numbering, Topics, committed_of, delivery_of
+from relay.journal.kafka.partition import INLINE_POSITION, Numbering, Topics, committed_of, delivery_of, events_in
 from relay.journal.sqlite import SqliteJournal
 from relay.sinks import Delivery, Position
 
@@ -290,7 +290,7 @@ class _Filling:
 
         first = await reader.begin()
         while reader.reached() < self._end:
-            messages = [message for message in await reader.read(_BATCH) if message.offset < self._end]
+            messages = [one for one in events_in(await reader.read(_BATCH)) if one.offset < self._end]
             if messages:
                 await self._copy.run(partial(keep, messages), write=True, durable=False)
             self._tell("copying events", min(reader.reached(), self._end) - first, self._end - first)

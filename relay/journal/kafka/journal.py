@@ -28,7 +28,7 @@ from relay.journal.kafka.broker import Broker, Change, Membership, Reader, Topic
 from relay.journal.kafka.file import write_file
 from relay.journal.kafka.inline import InlineSink
 from relay.journal.kafka.meta import Meta, new_meta, read_meta, write_meta
-from relay.journal.kafka.partition import Common, Partition, Topics, delivery_of
+from relay.journal.kafka.partition import Common, Partition, Topics, delivery_of, events_in
 from relay.journal.sqlite import SqliteSinkLease, SqliteSourceLease
 from relay.sinks import Delivery
 
@@ -376,7 +376,7 @@ class KafkaJournal:
         while self._latest.reached() < end and idle < 3:  # a transaction of another process may be open
             messages = await self._latest.read(1000)
             idle = 0 if messages else idle + 1
-            self._newest += [delivery_of(message, message.offset + 1) for message in messages]
+            self._newest += [delivery_of(message, message.offset + 1) for message in events_in(messages)]
             del self._newest[: -max(_LATEST, limit)]
         found = [one for one in self._newest if one.position > after]
         return found[::-1][:limit]

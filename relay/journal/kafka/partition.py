@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -607,7 +607,7 @@ class Partition(SqliteJournal):
                         "events had left Kafka before a sink took them", partition=self.number, offsets=first - offset
                     )
                 while self.why is None:
-                    messages = await reader.read(_BATCH)
+                    messages = events_in(await reader.read(_BATCH))
                     if messages:
                         await self._take_in(messages)
                     offset = max(offset, reader.reached())
@@ -726,7 +726,7 @@ class Partition(SqliteJournal):
         try:
             end = self._numbering.offset(covered[0]) if covered is not None else await reader.end()
             while reader.reached() < end:
-                messages = [message for message in await reader.read(_BATCH) if message.offset < end]
+                messages = [message for message in events_in(await reader.read(_BATCH)) if message.offset < end]
                 if messages:
                     await self._take_back(messages)
         finally:
@@ -777,6 +777,16 @@ def _letter(topic: str, sink: str, outcome: Outcome, now: Instant) -> Record:
     body = msgspec.msgpack.encode(kept)
     key, value = changelog.dead_row((delivery.id, "sink", sink, position, outcome.refused, 1, now, body))
     return Record(topic, 0, key, value)
+
+
+def events_in(messages: Iterable[Message]) -> list[Message]:
+    """Without what only keeps the place of a position that no event has, in a journal that was copied."""
+    return [message for message in messages if message.headers]
+
+
+def filler(topic: str) -> Record:
+    """What keeps such a place."""
+    return Record(topic, 0, b"", None)
 
 
 def committed_of(message: Message) -> Instant:
