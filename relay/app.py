@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 LOCK_PATIENCE_SECONDS = 10.0
 """How long a start waits for the journal: a predecessor may still be draining."""
+FACTS_SECONDS = 2.0
+"""How long a person or a probe waits for the journal, before what was last seen has to do."""
 TEND_SECONDS = 10.0
 REPORT_SECONDS = 2.0
 
@@ -225,10 +227,13 @@ class Relay:
         return self.journal.oldest_call_seconds()
 
     async def facts(self) -> RelayFacts:
-        """Everything that the status says; what is in the journal is as last seen when it can't be read."""
-        with suppress(JournalError):
-            self._use = await self.journal.use()
-        return self._facts([await courier.facts() for courier in self.couriers])
+        """Everything that the status says; what is in the journal is as last seen when it can't be read in time."""
+        try:
+            async with asyncio.timeout(FACTS_SECONDS):
+                self._use = await self.journal.use()
+                return self._facts([await courier.facts() for courier in self.couriers])
+        except (JournalError, TimeoutError):
+            return self._facts([courier.facts_as_seen() for courier in self.couriers])
 
     def _facts(self, sinks: list[SinkFacts]) -> RelayFacts:
         use = self._use

@@ -1260,7 +1260,7 @@ class SqliteSinkLease:
 
     async def backlog(self) -> Backlog:
         """What waits, in flight included."""
-        await self._journal.caught_up()
+        await self._journal.caught_up(patient=False)
         return await self._journal.run(lambda db: self._journal.backlog(db, self.name, self._position), write=False)
 
     async def release(self) -> None:

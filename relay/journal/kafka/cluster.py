@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -30,6 +31,8 @@ LARGEST_RECORD_BYTES: Final = 16 * 2**20
 RELEASE_SECONDS: Final = 8.0
 """How long the group waits for us to finish with what it takes away."""
 READ_SECONDS: Final = 0.1
+CONFIRM_SECONDS: Final = 5.0
+"""How long the group may take to say who owns a partition."""
 _POLL_SECONDS: Final = 0.1
 _ABORT_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
@@ -310,7 +313,8 @@ class KafkaWriter:
 
     def _raise(self, error: KafkaError, cause: KafkaException) -> None:
         if self._producer is not None:
-            self._producer.poll(0)
+            with suppress(KafkaException):
+                self._producer.poll(0)
         refused = {name: fault.str() for fault, name in self._failures if name and fault.code() in MESSAGE_FAULTS}
         first = self._failures[0][0] if self._failures else error
         fenced = any(one.code() in _FENCING for one in (error, first))
@@ -433,6 +437,9 @@ class KafkaMembership:
         self._watch = Watch(plan)
         self._watch.begin()
         self._cooperative = True
+        self._ours: set[int] = set()
+        self._questions: SimpleQueue[tuple[int, asyncio.Future[int]]] = SimpleQueue()
+        self._asked: dict[int, list[asyncio.Future[int]]] = {}
         self._consumer = self._join(group, topic, member)
         self._thread = threading.Thread(target=self._poll, name="journal group", daemon=True)
         self._thread.start()
@@ -452,7 +459,18 @@ class KafkaMembership:
 
     async def confirms(self, partition: int) -> bool:
         """Asks the group: a commit by a member that it knows no longer, or by an older assignment, is refused."""
-        return await asyncio.to_thread(self._confirms, partition)
+        if partition not in self._ours or self._stop.is_set():
+            return False
+        answer: asyncio.Future[int] = self._loop.create_future()
+        self._questions.put((partition, answer))
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                code = await answer
+        except TimeoutError as exc:
+            raise JournalUnavailable("the journal on Kafka: the group did not say who owns a partition") from exc
+        if code and code not in _NO_MEMBER:
+            raise JournalUnavailable(f"the journal on Kafka: asking the group: {KafkaError(code).str()}")
+        return not code and partition in self._ours
 
     async def leave(self) -> None:
         """Lets others have everything, now."""
@@ -469,6 +487,7 @@ class KafkaMembership:
             **READER,
             "auto.offset.reset": "latest",
             "error_cb": self._watch.hear,
+            "on_commit": self._committed,
             "logger": log,
         }
         if options.get("group.protocol", "classic").lower() != "consumer":
@@ -490,6 +509,7 @@ class KafkaMembership:
         try:
             while not self._stop.is_set():
                 message = self._consumer.poll(_POLL_SECONDS)
+                self._ask()
                 error = message.error() if message is not None else None
                 if error is not None and error.fatal():
                     self._tell(JournalUnavailable(str(self._watch.unavailable("taking part in the group", error))))
@@ -507,6 +527,7 @@ class KafkaMembership:
             consumer.assign(partitions)
         if partitions:
             consumer.pause(partitions)
+            self._ours |= _numbers(partitions)
             self._tell(Change("assigned", _numbers(partitions)))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -517,10 +538,12 @@ class KafkaMembership:
             deadline = time.monotonic() + RELEASE_SECONDS
             for event in self._released.values():
                 event.wait(max(0.0, deadline - time.monotonic()))
+            self._ours -= numbers
             self._tell(Change("lost", numbers))
         self._unassign(consumer, partitions)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._ours -= _numbers(partitions)
         self._tell(Change("lost", _numbers(partitions)))
         self._unassign(consumer, partitions)
 
@@ -530,25 +553,26 @@ class KafkaMembership:
         else:
             consumer.unassign()
 
-    def _confirms(self, partition: int) -> bool:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self._stop.is_set():
+    def _ask(self) -> None:
+        """In the thread that polls: a call from another one would wait for a gap between two polls, maybe for ever."""
+        while not self._questions.empty():
+            partition, answer = self._questions.get()
+            self._asked.setdefault(partition, []).append(answer)
             try:
-                held = {one.partition for one in self._consumer.assignment()}
-                if partition not in held:
-                    return False
-                self._consumer.commit(offsets=[TopicPartition(self._topic, partition, 0)], asynchronous=False)
+                self._consumer.commit(offsets=[TopicPartition(self._topic, partition, 0)], asynchronous=True)
             except KafkaException as exc:
-                if error_of(exc).code() in _NO_MEMBER:
-                    return False
-                if time.monotonic() > deadline:
-                    raise JournalUnavailable(str(self._watch.unavailable("asking the group", error_of(exc)))) from exc
-                self._stop.wait(SLICE_SECONDS)
-            except RuntimeError:  # closed
-                return False
-            else:
-                return True
-        return False
+                self._reply(partition, error_of(exc).code())
+
+    def _reply(self, partition: int, code: int) -> None:
+        for answer in self._asked.pop(partition, ()):
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(_answer, answer, code)
+
+    def _committed(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """What the group said to a commit, told in the thread that polls."""
+        for one in partitions:
+            told = one.error or error
+            self._reply(one.partition, told.code() if told is not None else 0)
 
     def _tell(self, change: Change | BaseException) -> None:
         with suppress(RuntimeError):  # the loop has ended
@@ -565,6 +589,11 @@ _NO_MEMBER: Final = frozenset(
         KafkaError.FENCED_MEMBER_EPOCH,
     }
 )
+
+
+def _answer(answer: "asyncio.Future[int]", code: int) -> None:
+    if not answer.done():
+        answer.set_result(code)
 
 
 def _mapped(job: Callable[[], T]) -> T:

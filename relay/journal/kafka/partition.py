@@ -591,6 +591,13 @@ class Partition(SqliteJournal):
             await asyncio.gather(self._feeding, return_exceptions=True)
         self._feed_reached = offset
         self._feeding = asyncio.create_task(self._feed_from(offset), name=f"feed partition {self.number}")
+        self._feeding.add_done_callback(self._fed_up)
+
+    def _fed_up(self, task: "asyncio.Task[None]") -> None:
+        """A feed that ends by itself would leave its sinks waiting for ever: the partition is taken anew."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("feed broke off", partition=self.number, error=type(error).__name__, exc_info=error)
+            self.lose("cache")
 
     async def _feed_from(self, offset: int) -> None:
         """For as long as the partition is ours."""
