@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -283,6 +284,18 @@ class Partition(SqliteJournal):
         if self._damage is None:
             self._damage = JournalDamaged(f"the cache {self.path} is damaged ({found}) and is made anew from Kafka")
         return self._damage
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Whatever is done with the cache: it may be closed at any moment, or its volume be full."""
+
+        @wraps(work)
+        def mapped() -> T:
+            try:
+                return work()
+            except sqlite3.Error as exc:
+                raise self._mapped(exc) from exc
+
+        return await super()._in_thread(mapped)
 
     # -- Kafka --------------------------------------------------------------------------------------------------
 
