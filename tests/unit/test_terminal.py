@@ -29,6 +29,7 @@ from relay.terminal import (
     print_sources,
     print_status,
     show_backfill,
+    showing_copy,
 )
 
 DATA = Path(__file__).parents[1] / "data"
@@ -577,3 +578,18 @@ def test_lists_need_neither_colour_nor_unicode() -> None:
         lambda console: print_dead_letters(LETTERS, console), force_terminal=True, color_system="standard"
     )
     assert "\x1b[36mrelay dead-letters show ID" in coloured
+
+
+def test_a_copy_is_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    with showing_copy(console) as tell:
+        tell("copying the ledger", 0, 0)
+        tell("copying the ledger", 2_000, 100_000)
+    assert "copying the ledger" in screen.getvalue()
+    assert "2,000 of 100,000" in screen.getvalue()
+    lines, quiet = io.StringIO(), io.StringIO()
+    with showing_copy(Console(file=lines), every_seconds=0) as tell, showing_copy(Console(file=quiet)) as rarely:
+        tell("copying events", 1, 2)
+        rarely("copying events", 1, 2)
+    assert (lines.getvalue(), quiet.getvalue()) == ("copying events: 1 of 2\n", "")
