@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after that long")
     parser.add_argument("--seed", type=int, default=1, help="the seed of the first schedule; each next one is one more")
+    parser.add_argument("--journal", choices=("sqlite", "kafka"), default="sqlite")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--first", action="store_true", help="stop at the first find")
     parser.add_argument("--replay", type=int, metavar="SEED", help="play the schedule of one seed, and cut it down")
@@ -36,13 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.script is not None:
         return int(show(read(chosen.script.read_text()), trace=chosen.trace))
     if chosen.replay is not None:
-        return int(show(schedule(chosen.replay), trace=chosen.trace))
+        return int(show(schedule(chosen.replay, chosen.journal), trace=chosen.trace))
     tally = hunt(
         schedules=chosen.schedules,
         seed=chosen.seed,
         workers=chosen.workers,
         seconds=chosen.seconds,
         stop_at_first=chosen.first,
+        journal=chosen.journal,
     )
     rate = tally.schedules / tally.seconds * 60
     say(f"{tally.schedules} schedules in {tally.seconds:.1f} s ({rate:.0f} a minute), {len(tally.finds)} found")
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"seed {find.seed}: {find.text}")
     if tally.finds:
         say("")
-        show(schedule(tally.finds[0].seed), trace=chosen.trace)
+        show(schedule(tally.finds[0].seed, chosen.journal), trace=chosen.trace)
     return 1 if tally.finds else 0
 
 

@@ -218,6 +218,8 @@ class Shore:
     """So many sends fail although all was taken."""
     refusing: int = 0
     """So many events are refused, for ever."""
+    opened: int = 0
+    """How often an atomic one was opened: each time fences whoever had it before."""
 
 
 class MemorySink:
@@ -229,10 +231,13 @@ class MemorySink:
         self._shore = shore
         self._surroundings = surroundings
         self._journal_id = journal_id
+        self._epoch = 0
 
     async def open(self) -> Position | None:
         self._surroundings.point("open")
         await asyncio.sleep(self._surroundings.travel())
+        self._shore.opened += 1
+        self._epoch = self._shore.opened
         return self._shore.position
 
     async def send(self, batch: Sequence[Delivery], *, upto: int | None) -> None:
@@ -242,6 +247,8 @@ class MemorySink:
         if shore.down:
             shore.down -= 1
             raise Unavailable("the far side is down")
+        if self.atomic and self._epoch != shore.opened:
+            raise Unavailable("another process has this sink")
         refused = self._refused(batch)
         if refused:
             raise Refused("not these", positions=refused)

@@ -44,7 +44,9 @@ class Tally:
     finds: Sequence[Find]
 
 
-def hunt(*, schedules: int, seed: int, workers: int, seconds: float, stop_at_first: bool) -> Tally:
+def hunt(
+    *, schedules: int, seed: int, workers: int, seconds: float, stop_at_first: bool, journal: str = "sqlite"
+) -> Tally:
     """Plays the schedules of the seeds from `seed` on, in processes of their own."""
     context = multiprocessing.get_context("spawn")
     finds: list[Find] = []
@@ -56,7 +58,7 @@ def hunt(*, schedules: int, seed: int, workers: int, seconds: float, stop_at_fir
         bodies = [
             context.Process(
                 target=_work,
-                args=(range(seed + index, seed + schedules, workers), folder / str(index), told, over),
+                args=(range(seed + index, seed + schedules, workers), folder / str(index), journal, told, over),
                 daemon=True,
             )
             for index in range(workers)
@@ -86,14 +88,14 @@ def hunt(*, schedules: int, seed: int, workers: int, seconds: float, stop_at_fir
     return Tally(schedules=done, seconds=time.monotonic() - started, finds=finds)
 
 
-def _work(seeds: Sequence[int], folder: Path, told: Any, over: Any) -> None:
+def _work(seeds: Sequence[int], folder: Path, journal: str, told: Any, over: Any) -> None:
     """A worker: says how many schedules it played, and each find; None at the end."""
     with _stage(folder) as playing:
         played = 0
         for seed in seeds:
             if over.is_set():
                 break
-            violation = playing(schedule(seed), None)
+            violation = playing(schedule(seed, journal), None)
             played += 1
             if violation is not None:
                 told.put(Find(seed=seed, kind=violation.kind, text=str(violation)))
@@ -117,7 +119,7 @@ def _stage(folder: Path) -> Iterator[Playing]:
     gc.freeze()
 
     def playing(script: Script, trace: Callable[[str], None] | None) -> Violation | None:
-        return play(script, folder / "relay.db", blank, trace=trace)
+        return play(script, folder / "relay", blank, trace=trace)
 
     yield playing
 
@@ -158,6 +160,6 @@ def examine(script: Script, trace: Callable[[str], None] | None = None) -> Minim
         return Minimal(script=small, violation=playing(small, trace) or violation)
 
 
-def schedule(seed: int) -> Script:
+def schedule(seed: int, journal: str = "sqlite") -> Script:
     """The script of a seed, for the poller at hand."""
-    return drawn(seed, sweep=CAN_SWEEP)
+    return drawn(seed, sweep=CAN_SWEEP, journal=journal)

@@ -37,7 +37,7 @@ class Setup:
     slow: bool = False
     """Requests and the disk take seconds rather than milliseconds."""
     sinks: str = "plain"
-    """plain, atomic, or both."""
+    """plain, atomic, or both; on Kafka also inline (written with the poll), or all."""
     batch: int = 1000
     digits: int = 6
     offset_minutes: int = 0
@@ -54,6 +54,10 @@ class Setup:
     token_seconds: float = 3600.0
     limit: float = 0.0
     """The server's own requests per second; 0: none."""
+    journal: str = "sqlite"
+    """sqlite, or kafka."""
+    partitions: int = 1
+    """Of the state, on Kafka."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +126,19 @@ def _values(words: list[str], like: Any) -> dict[str, Any]:
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def drawn(seed: int, *, sweep: bool) -> Script:
+def drawn(seed: int, *, sweep: bool, journal: str = "sqlite") -> Script:
     """The schedule of a seed. `sweep`: the poller at hand can sweep."""
-    rng = random.Random(f"hunt/{seed}")
+    rng = random.Random(f"hunt/{seed}" if journal == "sqlite" else f"hunt/{journal}/{seed}")
     setup = _setup(rng)
     # A schedule is about a few things at a time: with everything at once, nothing ever gets far.
     themes = rng.sample(sorted(_THEMES), rng.choice((1, 2, 2, 3, 4)))
-    palette = [*_EVERYDAY, *(name for theme in themes for name in _THEMES[theme])]
+    known = dict(_THEMES)
+    if journal == "kafka":
+        sinks = rng.choice(("plain", "atomic", "both", "inline", "all"))
+        setup = replace(setup, journal=journal, sinks=sinks, partitions=rng.choice((1, 2, 3)))
+        themes = themes[: rng.choice((0, 1, 1, 2))] + rng.sample(sorted(_KAFKA_THEMES), rng.choice((1, 1, 2, 3)))
+        known |= _KAFKA_THEMES
+    palette = [*_EVERYDAY, *(name for theme in themes for name in known[theme])]
     ops: list[Op] = []
     for _round in range(rng.choice((1, 2, 2, 3, 3, 4, 5))):
         changes = rng.choice((0, 1, 1, 2, 3, 5))
@@ -152,6 +162,14 @@ _THEMES: Final[dict[str, tuple[str, ...]]] = {
     "disk": ("disk before", "disk after"),
     "busy": ("create", "update", "tie", "close", "tie"),
     "bad": ("bad",),
+}
+_KAFKA_THEMES: Final[dict[str, tuple[str, ...]]] = {
+    "doubt": ("broker", "broker", "broker", "sending"),
+    "takeover": ("fence", "session", "member", "fence", "session"),
+    "cache": ("lost cache", "power", "broken cache", "crash", "compact"),
+    "sending": ("sending", "sending", "crash", "commit", "fence"),
+    "outage": ("brokers", "crash", "broker"),
+    "refused": ("refuse", "refuse", "broker", "commit"),
 }
 _LIES: Final = (
     "repeat_page", "short_page", "loop_token", "refuse_filter", "refuse_z", "refuse_uuid_order", "ignore_filter",
@@ -214,7 +232,7 @@ def _op(rng: random.Random, name: str) -> Op:
     return replace(op, **{field: rng.choice(values) for field, values in _CHOICES.get(name, {}).items()})
 
 
-_ARMED: Final = frozenset({"crash", "power", "stop"})
+_ARMED: Final = frozenset({"crash", "power", "stop", "lost cache"})
 _CHOICES: Final[dict[str, dict[str, Sequence[Any]]]] = {
     "create": {"count": (1, 1, 1, 2, 4)},
     "never": {"count": (1, 1, 1, 2, 4)},
@@ -235,6 +253,14 @@ _CHOICES: Final[dict[str, dict[str, Sequence[Any]]]] = {
     "sink down": {"name": ("sink",), "mode": ("down",), "count": (1, 1, 2, 4)},
     "sink unsure": {"name": ("sink",), "mode": ("unsure",), "count": (1, 1, 2, 4)},
     "refuse": {"name": ("sink",), "mode": ("refuse",), "count": (1, 1, 2, 4)},
+    "broker": {"mode": ("lost", "kept", "late", "open", "fenced", "slow"), "count": (1, 1, 2, 3)},
+    "brokers": {"seconds": (0.5, 5.0, 60.0, 400.0)},
+    "fence": {"count": (1, 1, 2, 4)},
+    "session": {"seconds": (0.01, 1.0, 10.0, 100.0)},
+    "member": {"seconds": (0.5, 5.0, 30.0, 200.0, 1000.0)},
+    "sending": {"mode": ("late", "open")},
+    "lost cache": {"name": ("crash",), "mode": ("cache",)},
+    "broken cache": {"name": ("cache",), "count": (1, 1, 2)},
     "disk before": {"name": ("disk",), "mode": ("before",), "count": (1, 1, 2, 5)},
     "disk after": {"name": ("disk",), "mode": ("after",), "count": (1, 1, 2, 5)},
 }

@@ -31,7 +31,7 @@ def _smaller(script: Script) -> Iterator[Script]:
         size //= 2
     plain = Setup()
     for field in fields(Setup):
-        if field.name != "world" and getattr(script.setup, field.name) != getattr(plain, field.name):
+        if field.name not in {"world", "journal"} and getattr(script.setup, field.name) != getattr(plain, field.name):
             yield replace(script, setup=replace(script.setup, **{field.name: getattr(plain, field.name)}))
     for number in (1, 2, 3):
         if script.setup.old > number:

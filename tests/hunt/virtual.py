@@ -5,7 +5,7 @@ milliseconds and runs the same way every time.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +56,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         """Hands the work to the disk."""
         assert self.disk is not None
-        return self.disk.submit(func)
+        return self.disk.submit(func, thread=executor)
 
 
 class Hand:
@@ -94,7 +94,8 @@ class Job:
 
 
 class Disk:
-    """The journal's one thread: jobs in their order, each taking its time, and done before anybody is told.
+    """The threads of a process: each does its jobs in their order; one takes its time, and is done before anybody is
+    told.
 
     `point` is told before and after each job, and may raise Crashed: the job was not done, or nobody heard of it.
     `fails` says what becomes of the next job. `seconds` says how long it takes.
@@ -114,36 +115,39 @@ class Disk:
         self._fails = fails
         self._done = done
         self._seconds = seconds
-        self._jobs: deque[Job] = deque()
+        self._jobs: defaultdict[Any, deque[Job]] = defaultdict(deque)
         self._dead = False
 
     def is_torn_away(self) -> bool:
         """Whether its process is dead."""
         return self._dead
 
-    def submit(self, work: Callable[[], Any]) -> "asyncio.Future[Any]":
+    def submit(self, work: Callable[[], Any], *, thread: Any) -> "asyncio.Future[Any]":
         """The future of this work. A disk that was torn away answers nobody."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._dead:
             future.set_exception(Crashed())
             return future
-        self._jobs.append(Job(work, future))
-        if len(self._jobs) == 1:
-            self._loop.call_later(self._seconds(), self._run)
+        jobs = self._jobs[thread]
+        jobs.append(Job(work, future))
+        if len(jobs) == 1:
+            self._loop.call_later(self._seconds(), self._run, thread)
         return future
 
     def tear_away(self) -> None:
         """The process is dead: what waits is never done, and nobody is told of what was."""
         self._dead = True
-        for job in self._jobs:
-            if not job.future.done():
-                job.future.set_exception(Crashed())
+        for jobs in self._jobs.values():
+            for job in jobs:
+                if not job.future.done():
+                    job.future.set_exception(Crashed())
         self._jobs.clear()
 
-    def _run(self) -> None:
+    def _run(self, thread: Any) -> None:
         if self._dead:
             return
-        job = self._jobs[0]
+        jobs = self._jobs[thread]
+        job = jobs[0]
         try:
             self._point("disk")
             failure = self._fails(job.work)
@@ -152,16 +156,18 @@ class Disk:
             self._point("written")
         except Crashed:
             return
-        if self.is_torn_away() or not self._jobs:
+        if self.is_torn_away() or not jobs:
             return
-        self._jobs.popleft()
+        jobs.popleft()
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)
             else:
                 job.future.set_exception(error)
-        if self._jobs:
-            self._loop.call_later(self._seconds(), self._run)
+        if jobs:
+            self._loop.call_later(self._seconds(), self._run, thread)
+        else:
+            del self._jobs[thread]
 
     @staticmethod
     def _outcome(job: Job, failure: tuple[str, Exception] | None) -> tuple[Any, BaseException | None]:

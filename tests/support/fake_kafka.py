@@ -142,6 +142,8 @@ class FakeCluster:
         self.hook = hook
         self.troubles: deque[Trouble] = deque()
         self.late_seconds: Callable[[], float] = lambda: 1.0
+        self.races: Callable[[], bool] = lambda: False
+        """Whether what is on its way arrives just before the fence that is asked for now."""
         self.travel: Callable[[], float] = lambda: 0.0
         """How long records take to a reader, in seconds."""
         self.refuses: Callable[[Record], str] = lambda record: ""
@@ -261,9 +263,12 @@ class FakeCluster:
     def begin(self, ident: str) -> Transaction:
         """An open transaction under this id, until it ends or times out."""
         transaction = self._open[ident] = Transaction(began=self.clock())
-        if self._later is not None:
-            self._later(self.transaction_seconds, self._poke)
         return transaction
+
+    def leave_open(self) -> None:
+        """A transaction stays open: somebody has to look when its time is over."""
+        if self._later is not None:
+            self._later(self.transaction_seconds + 0.001, self._poke)
 
     def finish(self, ident: str, how: Literal["committed", "aborted"]) -> None:
         """Ends the open transaction of this id, with its marker in every partition."""
@@ -275,7 +280,7 @@ class FakeCluster:
         seconds = self.late_seconds()
         self._coming.append(_Coming(due=self.clock() + seconds, ident=ident, epoch=epoch, records=records))
         if self._later is not None:
-            self._later(seconds, self._poke)
+            self._later(seconds + 0.001, self._poke)
 
     def epoch(self, ident: str) -> int:
         """Who may write under this id."""
@@ -294,17 +299,23 @@ class FakeCluster:
     def expire(self) -> None:
         """Does what time has brought: late commits arrive, transactions that are open for too long are aborted."""
         now = self.clock()
-        due = [one for one in self._coming if one.due <= now]
-        if due:
-            self._coming = [one for one in self._coming if one.due > now]
-        for one in due:
-            if one.epoch == self._epochs[one.ident] and one.ident not in self._open:
-                self.write(one.records, self.begin(one.ident))
-                self.finish(one.ident, "committed")
+        self._arrive([one for one in self._coming if one.due <= now])
         for ident, transaction in list(self._open.items()):
             if now - transaction.began >= self.transaction_seconds:
                 self._epochs[ident] += 1
                 self.finish(ident, "aborted")
+
+    def hurry(self, ident: str) -> None:
+        """What is on its way under this id arrives now."""
+        self._arrive([one for one in self._coming if one.ident == ident])
+
+    def _arrive(self, due: Sequence[_Coming]) -> None:
+        for one in due:
+            self._coming.remove(one)
+            if one.epoch == self._epochs[one.ident] and one.ident not in self._open:
+                self.write(one.records, self.begin(one.ident))
+                self.finish(one.ident, "committed")
+                self.commits += 1
 
     def _poke(self) -> None:
         with self.lock:
@@ -342,14 +353,22 @@ class FakeBroker:
         for membership in self._memberships:
             membership.die()
 
+    @contextmanager
+    def up(self, doing: str) -> Iterator[None]:
+        """One call of this process. Raises JournalUnavailable when it is dead, or the brokers are down."""
+        if self.dead:
+            raise JournalUnavailable(f"the journal on Kafka: {doing}: the process is dead")
+        with self.cluster.up(doing):
+            yield
+
     async def connect(self) -> None:
         """Reaches the cluster."""
-        with self.cluster.up("connecting"):
+        with self.up("connecting"):
             pass
 
     async def ensure(self, topics: Sequence[TopicPlan]) -> Mapping[str, int]:
         """Makes what is missing, verifies the rest."""
-        with self.cluster.up("looking at topics"):
+        with self.up("looking at topics"):
             return {plan.name: self._ensure(plan) for plan in topics}
 
     def _ensure(self, plan: TopicPlan) -> int:
@@ -364,13 +383,13 @@ class FakeBroker:
 
     async def partitions(self, topic: str) -> int:
         """How many the topic has, 0 when there is none."""
-        with self.cluster.up(f"looking at topic {topic}"):
+        with self.up(f"looking at topic {topic}"):
             return len(self.cluster.logs.get(topic, ()))
 
     def ensure_topic(self, topic: str, *, create: bool, partitions: int, replication_factor: int) -> None:
         """A topic of the user exists. Blocks."""
         del replication_factor
-        with self.cluster.up(f"looking at topic {topic}"):
+        with self.up(f"looking at topic {topic}"):
             if topic not in self.cluster.logs and not create:
                 raise JournalUnavailable(f"topic {topic} does not exist; make it, or set create_topic")
             self.cluster.create_topic(topic, partitions)
@@ -381,16 +400,16 @@ class FakeBroker:
 
     async def reader(self, topic: str, partition: int, offset: int) -> "FakeReader":
         """Reads from this offset on."""
-        return FakeReader(self.cluster, topic, partition, offset)
+        return FakeReader(self, topic, partition, offset)
 
     async def end(self, topic: str, partition: int) -> int:
         """The offset behind the last record, of open transactions as well."""
-        with self.cluster.up(f"looking for the end of {topic}"):
+        with self.up(f"looking for the end of {topic}"):
             return self.cluster.log(topic, partition).end
 
     async def join(self, group: str, topic: str) -> "FakeMembership":
         """Takes part in the sharing of this topic's partitions."""
-        with self.cluster.up("joining"):
+        with self.up("joining"):
             found = self.cluster.groups.get(group)
             if found is None:
                 found = self.cluster.groups[group] = Group(self.cluster, len(self.cluster.logs[topic]))
@@ -401,13 +420,13 @@ class FakeBroker:
 
     async def members(self, group: str) -> list[str]:
         """Who takes part at present."""
-        with self.cluster.up("looking at the group"):
+        with self.up("looking at the group"):
             found = self.cluster.groups.get(group)
             return [] if found is None else sorted(f"{one.name} on fake" for one in found.members)
 
     async def post(self, topic: str, records: Sequence[Record]) -> None:
         """Writes outside any transaction."""
-        with self.cluster.up(f"writing to {topic}"):
+        with self.up(f"writing to {topic}"):
             self.cluster.write(
                 (record._replace(topic=topic, partition=record.partition or 0) for record in records), None
             )
@@ -428,13 +447,15 @@ class FakeWriter:
 
     def fence(self) -> None:
         """Ends whoever used this id before."""
-        with self._cluster.up("fencing"):
+        with self._broker.up("fencing"):
+            if self._cluster.races():
+                self._cluster.hurry(self._ident)
             self._epoch = self._cluster.fence(self._ident)
 
     def commit(self, records: Sequence[Record]) -> Mapping[tuple[str, int], int]:
         """All of them in one transaction."""
         cluster = self._cluster
-        if self._epoch is None:
+        if self._epoch is None or self._broker.dead:
             raise Doubtful("the writer has to be fenced first")
         cluster.hook("sending", self._ident)
         with cluster.lock:
@@ -453,7 +474,9 @@ class FakeWriter:
                 cluster.send_late(self._ident, epoch, records)
             elif trouble != "lost":
                 ends = cluster.write(records, cluster.begin(self._ident))
-                if trouble != "open":
+                if trouble == "open":
+                    cluster.leave_open()
+                else:
                     cluster.finish(self._ident, "committed")
                     cluster.commits += 1
         cluster.hook("sent", self._ident)
@@ -486,20 +509,21 @@ class FakeWriter:
 class FakeReader:
     """One partition; as with a real client, its end is told by itself, after the records before it."""
 
-    def __init__(self, cluster: FakeCluster, topic: str, partition: int, offset: int) -> None:
-        self._cluster = cluster
+    def __init__(self, broker: FakeBroker, topic: str, partition: int, offset: int) -> None:
+        self._broker = broker
+        self._cluster = broker.cluster
         self._topic = topic
         self._partition = partition
         self._reached = offset
 
     async def begin(self) -> int:
         """The first offset that is still there."""
-        with self._cluster.up(f"looking for the beginning of {self._topic}"):
+        with self._broker.up(f"looking for the beginning of {self._topic}"):
             return self._log().begin
 
     async def end(self) -> int:
         """The offset behind the last record."""
-        with self._cluster.up(f"looking for the end of {self._topic}"):
+        with self._broker.up(f"looking for the end of {self._topic}"):
             return self._log().end
 
     async def read(self, limit: int, *, wait: bool = True) -> list[Message]:
@@ -507,7 +531,7 @@ class FakeReader:
         if seconds := self._cluster.travel():
             await asyncio.sleep(seconds)
         while True:
-            with self._cluster.up(f"reading {self._topic}"):
+            with self._broker.up(f"reading {self._topic}"):
                 found = self._next(limit)
                 if found is not None:
                     return found
