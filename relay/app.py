@@ -1,22 +1,23 @@
 """The daemon: every long-lived task of the relay on one screen, and the order in which they start and stop."""
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from relay import __version__, control, web
-from relay.assembly import Accounts, make_journal, make_links, make_rules
+from relay.assembly import Accounts, make_journal, make_links, make_rules, process_name
 from relay.clock import Clock, Instant, SystemClock
 from relay.delivery import Carrier
-from relay.errors import JournalDamaged, JournalError, JournalLocked
+from relay.errors import JournalDamaged, JournalError, JournalLocked, JournalUnavailable
 from relay.journal import DeadLetter, Journal, JournalUse
 from relay.logs import Repeats
 from relay.metrics import Metrics
+from relay.peers import Peers
 from relay.recent import Recent
 from relay.roster import Roster
 from relay.settings import Settings
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 
 LOCK_PATIENCE_SECONDS = 10.0
 """How long a start waits for the journal: a predecessor may still be draining."""
+BROKER_PATIENCE_SECONDS = 60.0
+"""How long a start tries to reach the brokers of a journal on Kafka: they may be starting as well."""
 FACTS_SECONDS = 2.0
 """How long a person or a probe waits for the journal, before what was last seen has to do."""
 TEND_SECONDS = 10.0
@@ -55,6 +58,7 @@ class Relay:
             metrics=self.metrics,
             clock=self.clock,
         )
+        self.peers = Peers(settings, journal=self.journal, clock=self.clock)
         self._started = self.clock.now()
         self._stop = asyncio.Event()
         self._use: JournalUse | None = None
@@ -103,6 +107,7 @@ class Relay:
                 start("tend the journal", self._tend()),
                 start("report figures", self._report()),
             ]
+            self.journal.obey(control.obedience(self))
             self.roster.start(group)
             following = start("follow the journal", self.roster.follow())
             log.info("relay started", sources=len(self.sources), sinks=len(self.couriers), http_port=self.http_port)
@@ -147,14 +152,26 @@ class Relay:
             await self.journal.close()
 
     async def _open_journal(self) -> None:
-        deadline = self.clock.monotonic() + LOCK_PATIENCE_SECONDS
+        """Waits for a predecessor that drains, and for brokers that are just coming back."""
+        began = self.clock.monotonic()
+        told = False
         while True:
             try:
                 return await self.journal.open()
             except JournalLocked:
-                if self.clock.monotonic() > deadline:
+                if self.clock.monotonic() - began > LOCK_PATIENCE_SECONDS:
                     raise
                 await self.clock.sleep(0.2)
+            except JournalUnavailable as error:
+                waits = (
+                    self.settings.journal.kind == "kafka" and self.clock.monotonic() - began < BROKER_PATIENCE_SECONDS
+                )
+                if not waits or self._stop.is_set():
+                    raise
+                if not told:
+                    log.warning("journal could not be opened", reason=error.reason, error=str(error))
+                told = True
+                await self.clock.sleep(1.0)
 
     # -- what goes on beside the tasks -----------------------------------------------------------------------------
 
@@ -210,7 +227,14 @@ class Relay:
                 if isinstance(error, JournalDamaged):
                     for source in self.sources:  # a poll finds out, and says so, whenever it would be due
                         source.on_tick()
-            seen = self._facts([courier.facts_as_seen() for courier in self.couriers])
+            own = self._facts([courier.facts_as_seen() for courier in self.couriers])
+            await self.peers.publish(
+                own.sources,
+                own.sinks,
+                used_requests_per_second=own.used_requests_per_second,
+                wrote=self.journal.written(),
+            )
+            seen = self._of_all(own)
             self._recent.lagged(seen.now, read=seen.read_up_to, delivered=seen.delivered_up_to)
             for source in self.sources:
                 source.summarise_hourly()
@@ -227,7 +251,11 @@ class Relay:
         return self.journal.oldest_call_seconds()
 
     async def facts(self) -> RelayFacts:
-        """Everything that the status says; what is in the journal is as last seen when it can't be read in time."""
+        """Everything that the status says, of all processes of the relay."""
+        return self._of_all(await self.own_facts())
+
+    async def own_facts(self) -> RelayFacts:
+        """The same of this process alone; what is in the journal is as last seen when it can't be read in time."""
         try:
             async with asyncio.timeout(FACTS_SECONDS):
                 self._use = await self.journal.use()
@@ -235,23 +263,36 @@ class Relay:
         except (JournalError, TimeoutError):
             return self._facts([courier.facts_as_seen() for courier in self.couriers])
 
+    def _of_all(self, own: RelayFacts) -> RelayFacts:
+        """With what the other processes have said of theirs."""
+        return replace(
+            own,
+            sources=self.peers.sources(own.sources),
+            sinks=self.peers.sinks(own.sinks, self.journal.written()),
+            used_requests_per_second=own.used_requests_per_second + self.peers.used_requests_per_second(),
+            held=(len(own.sources), len(own.sinks)),
+            others=self.peers.processes(),
+        )
+
     def _facts(self, sinks: list[SinkFacts]) -> RelayFacts:
         use = self._use
-        stopped = next((source for source in self.sources if source.state == "stopped"), None)
+        sources = [source.facts() for source in self.sources]
+        stopped = next((source for source in sources if source.state == "stopped"), None)
         now = self.clock.now()
         return RelayFacts(
             now=now,
             version=__version__,
-            process=f"{socket.gethostname()}:{os.getpid()}",
+            process=process_name(),
             started=self._started,
-            sources=[source.facts() for source in self.sources],
+            sources=sources,
             sinks=sinks,
+            journal_kind=self.settings.journal.kind,
             journal_used_bytes=use.used_bytes if use else None,
             journal_limit_bytes=use.limit_bytes if use else None,
             journal_oldest_event=use.oldest_event if use else None,
             journal_filling_since=self._filling_since,
             polling_stopped_reason=stopped.error if stopped else None,
-            polling_stopped_by=stopped.facts().error_reason if stopped else "",
+            polling_stopped_by=stopped.error_reason if stopped else "",
             polling_stopped_since=stopped.since if stopped else None,
             budget_requests_per_second=self.settings.api.requests_per_second,
             journal_growth_bytes_per_day=self._recent.growth_bytes_per_day(now, use.used_bytes) if use else None,

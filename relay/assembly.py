@@ -13,7 +13,7 @@ import httpx
 
 from relay.clock import Clock, SystemClock
 from relay.delivery import Carrier, Courier
-from relay.errors import ConfigError
+from relay.errors import ConfigError, RelayError
 from relay.eset.auth import Account
 from relay.eset.budget import RateBudget
 from relay.eset.client import EsetClient, Patience
@@ -77,8 +77,34 @@ def _kafka_journal(settings: Settings, *, metrics: Metrics, clock: Clock) -> Jou
         inline=[
             _inline_sink(name, settings, broker, metrics, clock) for name in settings.sinks if settings.is_inline(name)
         ],
+        process=process_name(),
         clock=clock,
     )
+
+
+async def require_alone(settings: Settings) -> None:
+    """A journal on Kafka that has begun, and that nobody works on. Raises RelayError with what to do."""
+    from relay.journal.kafka import KafkaBroker  # noqa: PLC0415
+    from relay.journal.kafka.meta import read_meta  # noqa: PLC0415
+    from relay.journal.kafka.partition import Topics  # noqa: PLC0415
+
+    broker = KafkaBroker(settings.journal_kafka_options(), prefix=settings.kafka_prefix)
+    try:
+        await broker.connect()
+        members = await broker.members(settings.kafka_prefix)
+        if members:
+            raise RelayError(
+                f"no relay answers here, but {', '.join(members)} work on the journal {settings.kafka_prefix} on "
+                "Kafka: run this command beside one of them, such as with kubectl exec, or stop them first"
+            )
+        topics = Topics(prefix=settings.kafka_prefix)
+        if not await broker.partitions(topics.control) or await read_meta(broker, topics) is None:
+            raise RelayError(
+                f"no relay runs at present, and there is no journal {settings.kafka_prefix} on Kafka yet: start one "
+                "with `relay run`, with the same configuration"
+            )
+    finally:
+        await broker.close()
 
 
 def _inline_sink(name: str, settings: Settings, broker: "KafkaBroker", metrics: Metrics, clock: Clock) -> "InlineSink":

@@ -326,10 +326,9 @@ def _one_source(settings: "Settings", name: str | None) -> str:
 @sources.command("accept-missing")
 def accept_missing(label: str, config: ConfigOption = None) -> None:
     """Let the next sweep report any number of incidents as missing: they were deleted, and no right was lost."""
-    from relay.clock import SystemClock
-    from relay.control import accept_missing as accept
+    from relay.control import AcceptMissing
 
-    typer.echo(asyncio.run(accept(_settings(config), label, clock=SystemClock())))
+    _say(_command(config, AcceptMissing(source=label)), as_json=False)
 
 
 def _command(config: Path | None, command: "AnyCommand") -> "Answer":

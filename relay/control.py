@@ -6,7 +6,7 @@ A command is data. Whoever has the journal open executes it: once, and durable w
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from relay.assembly import make_courier, make_journal, make_sink
+from relay.assembly import make_courier, make_journal, make_sink, require_alone
 from relay.clock import SECOND, Clock, Instant
 from relay.endpoint import DISABLED
-from relay.errors import ConfigError, JournalError, RelayError
+from relay.errors import ConfigError, RelayError
 from relay.incidents import format_instant, parse_instant
 from relay.journal import (
     Component,
@@ -34,10 +34,11 @@ from relay.journal import (
     SinkLease,
     StoredSink,
     StoredSource,
+    Task,
 )
 from relay.metrics import Metrics
 from relay.settings import Settings, parse_duration
-from relay.status import DeadFacts, RelayFacts, SinkFacts, dead_letter, sink_row
+from relay.status import DeadFacts, RelayFacts, SinkFacts, SourceFacts, dead_letter, sink_row
 from relay.tasks import SourceTask
 from relay.words import count, number
 
@@ -102,6 +103,12 @@ class RenameSource(Command, frozen=True, tag="sources rename"):
     new: str
 
 
+class AcceptMissing(Command, frozen=True, tag="sources accept-missing"):
+    """The next sweep of this source believes any number of disappearances."""
+
+    source: str
+
+
 class ListDeadLetters(Command, frozen=True, tag="dead-letters list"):
     """The newest dead letters: of one sink, of one source, or all."""
 
@@ -149,6 +156,7 @@ AnyCommand = (
     | RenameSink
     | ListSources
     | RenameSource
+    | AcceptMissing
     | ListDeadLetters
     | ShowDeadLetter
     | Redrive
@@ -156,6 +164,10 @@ AnyCommand = (
     | Replay
 )
 _decode: Final[Callable[[bytes], AnyCommand]] = msgspec.json.Decoder(AnyCommand).decode
+OTHERS_SECONDS: Final = 20.0
+"""How long other processes of this relay may take to answer."""
+_OF_ALL: Final = (ListDeadLetters, ShowDeadLetter, Redrive, Discard)
+"""What each process has to be asked for."""
 _SLOW: Final = (Redrive, Discard, Replay, TestSink, RenameSink, EnableSink, DisableSink)
 Answer = dict[str, Any]
 
@@ -204,10 +216,17 @@ class Commanded(Protocol):
         """The tasks of its sinks."""
         ...
 
+    async def facts(self) -> RelayFacts:
+        """Everything that the status says, of all its processes."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """Where a command is executed: with a running relay, or without one, when `senders` and `tasks` are empty."""
+    """Where a command is executed: with a running relay, or without one, when all but the first are empty.
+
+    `senders` and `tasks` are those of this process, `sinks` and `sources` what is known of those of all.
+    """
 
     settings: Settings
     journal: Journal
@@ -215,6 +234,8 @@ class Desk:
     running: bool
     senders: Mapping[str, Sender] = field(default_factory=dict)
     tasks: Mapping[str, SourceTask] = field(default_factory=dict)
+    sinks: Mapping[str, SinkFacts] = field(default_factory=dict)
+    sources: Mapping[str, SourceFacts] = field(default_factory=dict)
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
@@ -237,40 +258,23 @@ async def _alone(settings: Settings, command: AnyCommand, clock: Clock) -> Answe
         return await execute(command, Desk(settings=settings, journal=journal, clock=clock, running=False))
 
 
-def _begun(settings: Settings) -> bool:
-    return settings.journal.path.exists()
-
-
 @asynccontextmanager
 async def _opened(settings: Settings, clock: Clock) -> AsyncIterator[Journal]:
     """The journal while no relay runs. Raises RelayError when there is none: a command makes no new one."""
-    if not _begun(settings):
+    if settings.journal.kind == "sqlite" and not settings.journal.path.exists():
         raise RelayError(
             f"{NOBODY}, and there is no journal {settings.journal.path} yet: start one with `relay run`, with the same "
             "configuration"
         )
+    if settings.journal.kind == "kafka":
+        await require_alone(settings)
     journal = make_journal(settings, clock=clock)
     await journal.open()
     try:
+        await journal.settled()
         yield journal
     finally:
         await journal.close()
-
-
-async def accept_missing(settings: Settings, label: str, *, clock: Clock) -> str:
-    """Lets the next sweep of this source report any number of disappearances. Raises RelayError."""
-    if label not in settings.sources:
-        raise ConfigError(_no_source(label, settings.sources))
-    answer = ask_running(settings.admin_socket_path, "POST", f"/api/sources/{label}/accept-missing")
-    if answer is not None:
-        return str(answer["done"])
-    async with _opened(settings, clock) as journal:
-        lease = await journal.source(label)
-        if lease.progress is None:
-            raise RelayError(f"{label} has not been read yet: there is nothing to accept")
-        progress = msgspec.structs.replace(lease.progress, accept_missing=True, sweep=None)
-        await lease.commit(PageCommit(progress=progress))
-    return f"the next sweep of {label} reports whatever it finds missing; {NOBODY}"
 
 
 def backup(settings: Settings, write: Callable[[bytes], object], *, clock: Clock) -> int:
@@ -345,16 +349,9 @@ def routes(relay: Commanded) -> Sequence[Route]:
     copying = asyncio.Lock()
 
     async def commands(request: Request) -> Response:
-        desk = Desk(
-            settings=relay.settings,
-            journal=relay.journal,
-            clock=relay.clock,
-            running=True,
-            senders={sender.name: sender for sender in relay.couriers},
-            tasks={source.name: source for source in relay.sources},
-        )
+        body = await request.body()
         try:
-            return JSONResponse(await execute(_decode(await request.body()), desk))
+            return JSONResponse(await _answered(relay, _decode(body), body))
         except msgspec.MsgspecError as error:
             return JSONResponse({"error": f"the running relay does not know this command: {error}"}, status_code=409)
         except RelayError as error:
@@ -378,22 +375,132 @@ def routes(relay: Commanded) -> Sequence[Route]:
 
         return _Copy(made, clean)
 
-    async def accept(request: Request) -> Response:
-        label = request.path_params["label"]
-        for source in relay.sources:
-            if source.name == label:
-                try:
-                    await source.accept_missing()
-                except JournalError as error:
-                    return _error(error)
-                return JSONResponse({"done": f"a sweep of {label} begins, and reports whatever it finds missing"})
-        return JSONResponse({"error": _no_source(label, [source.name for source in relay.sources])}, status_code=404)
-
     return [
-        Route("/api/sources/{label}/accept-missing", accept, methods=["POST"]),
         Route("/api/commands", commands, methods=["POST"]),
         Route("/api/backup", copy, methods=["GET"]),
     ]
+
+
+async def _desk(relay: Commanded) -> Desk:
+    """Where commands are executed that come to this process."""
+    facts = await relay.facts()
+    return Desk(
+        settings=relay.settings,
+        journal=relay.journal,
+        clock=relay.clock,
+        running=True,
+        senders={sender.name: sender for sender in relay.couriers},
+        tasks={source.name: source for source in relay.sources},
+        sinks={sink.name: sink for sink in facts.sinks},
+        sources={source.name: source for source in facts.sources},
+    )
+
+
+async def _answered(relay: Commanded, command: AnyCommand, body: bytes) -> Answer:
+    """By whoever owns the task that is meant, by every process, or by this one. Raises RelayError."""
+    _require_meant(command, relay.settings)
+    task = _meant(command)
+    if task is not None and relay.journal.holding(*task) is None:
+        return await _asked(relay, task, body)
+    own = _tried(execute(command, await _desk(relay)))
+    if not isinstance(command, _OF_ALL) or not relay.journal.peers:
+        return _granted(await own)
+    mine, theirs = await asyncio.gather(own, relay.journal.ask(None, body, seconds=OTHERS_SECONDS))
+    silent = sorted(relay.journal.peers.keys() - theirs.keys())
+    if silent:
+        raise RelayError(
+            f"{', '.join(silent)} did not answer within {OTHERS_SECONDS:g} s: try again, or look at its log"
+        )
+    return _merged([mine, *(msgspec.json.decode(one) for one in theirs.values())], command)
+
+
+def _meant(command: AnyCommand) -> Task | None:
+    """The task whose owner has to do it; None when it is nobody's or everybody's."""
+    match command:
+        case EnableSink(sink=name) | DisableSink(sink=name) | TestSink(sink=name) | Replay(sink=name):
+            return "sink", name
+        case AcceptMissing(source=name):
+            return "source", name
+        case Redrive(ids=(), sink=str(name)) | Discard(ids=(), sink=str(name)):
+            return "sink", name
+        case Discard(ids=(), source=str(name)):
+            return "source", name
+    return None
+
+
+def _require_meant(command: AnyCommand, settings: Settings) -> None:
+    """Raises ConfigError for a task that is not configured: nobody would ever answer for it."""
+    task = _meant(command)
+    if task is None or isinstance(command, Discard):
+        return
+    component, name = task
+    if component == "source" and name not in settings.sources:
+        raise ConfigError(_no_source(name, settings.sources))
+    if component == "sink" and name not in settings.sinks:
+        raise ConfigError(f"there is no sink {name}: use one of {', '.join(settings.sinks)}")
+
+
+async def _asked(relay: Commanded, task: Task, body: bytes) -> Answer:
+    """What the owner of the task answers. Raises RelayError."""
+    seconds = SLOW_SECONDS if isinstance(_decode(body), Redrive | Replay) else OTHERS_SECONDS
+    answers = await relay.journal.ask(task, body, seconds=seconds)
+    for answer in answers.values():
+        return _granted(msgspec.json.decode(answer))
+    component, name = task
+    raise RelayError(
+        f"no replica has answered for the {component} {name} within {seconds:g} s: the command waits for one that "
+        "holds it; look at `relay status`"
+    )
+
+
+async def _tried(work: Awaitable[Answer]) -> Answer:
+    """The answer, or the refusal as one."""
+    try:
+        return await work
+    except RelayError as error:
+        return {"error": str(error), "usage": isinstance(error, ConfigError)}
+
+
+def _granted(answer: Answer) -> Answer:
+    if "error" in answer:
+        raise ConfigError(answer["error"]) if answer.get("usage") else RelayError(answer["error"])
+    return answer
+
+
+def _merged(answers: Sequence[Answer], command: AnyCommand) -> Answer:
+    """One answer of several processes, each of which knows its own tasks. Raises RelayError when none could."""
+    good = [answer for answer in answers if "error" not in answer]
+    if not good:
+        return _granted(answers[0])
+    merged = dict(good[0])
+    if isinstance(command, ListDeadLetters):
+        rows = [row for answer in good for row in answer["dead_letters"]]
+        rows.sort(key=lambda row: str(row["since_time"]), reverse=True)
+        return merged | {"total": sum(answer["total"] for answer in good), "dead_letters": rows[: command.limit]}
+    if isinstance(command, ShowDeadLetter):
+        return merged | {"dead_letters": [row for answer in good for row in answer["dead_letters"]]}
+    for key in ("events", "discarded"):
+        if key in merged:
+            merged[key] = sum(answer[key] for answer in good)
+    if "older" in merged:
+        merged["older"] = [ident for answer in good for ident in answer["older"]]
+    merged["done"] = "; ".join(dict.fromkeys(str(answer["done"]) for answer in good))
+    return merged
+
+
+def obedience(relay: Commanded) -> Callable[[bytes, bool], Awaitable[bytes]]:
+    """Executes what other processes of this relay were asked, and answers as they will."""
+
+    async def obey(body: bytes, done_before: bool) -> bytes:
+        if done_before:
+            return msgspec.json.encode({"done": "it was done already, by a replica that has ended since"})
+        try:
+            command = _decode(body)
+        except msgspec.MsgspecError:
+            return msgspec.json.encode({"error": "a replica of another version does not know this command"})
+        return msgspec.json.encode(await _tried(execute(command, await _desk(relay))))
+
+    return obey
 
 
 class _Copy(FileResponse):
@@ -430,13 +537,14 @@ async def _copied(settings: Settings, journal: Journal) -> Path:
 
 
 def _copy_path(settings: Settings) -> Path:
-    return settings.journal.path.with_name(f"{settings.journal.path.name}.{_COPY}")
+    own = settings.journal.cache_dir if settings.journal.kind == "kafka" else settings.journal.path
+    return own.with_name(f"{own.name}.{_COPY}")
 
 
 # -- executing --------------------------------------------------------------------------------------------------------
 
 
-async def execute(command: AnyCommand, desk: Desk) -> Answer:
+async def execute(command: AnyCommand, desk: Desk) -> Answer:  # noqa: PLR0912  # a case a command
     """Does what is asked; `done` is the sentence for people, all else for scripts. Raises RelayError."""
     match command:
         case ListSinks():
@@ -453,6 +561,8 @@ async def execute(command: AnyCommand, desk: Desk) -> Answer:
             return await _list_sources(desk)
         case RenameSource(old=old, new=new):
             return {"done": await _rename_source(desk, old, new)}
+        case AcceptMissing(source=label):
+            return {"done": await _accept_missing(desk, label)}
         case ListDeadLetters():
             return await _list_dead(desk, command)
         case ShowDeadLetter(id=id_):
@@ -488,10 +598,7 @@ async def _lease(desk: Desk, name: str) -> SinkLease:
 async def _list_sinks(desk: Desk) -> Answer:
     stored = {sink.name: sink for sink in await desk.journal.sinks()}
     now = desk.clock.now()
-    facts = [
-        await desk.senders[name].facts() if name in desk.senders else _stored_facts(desk, name, stored.get(name))
-        for name in desk.settings.sinks
-    ]
+    facts = [desk.sinks.get(name) or _stored_facts(desk, name, stored.get(name)) for name in desk.settings.sinks]
     around = RelayFacts(now=now, version="", process="", started=now, sinks=facts)
     rows = [sink_row(one, around) | {"configured": True} for one in facts]
     if not desk.running:
@@ -649,13 +756,14 @@ async def _list_sources(desk: Desk) -> Answer:
 
 
 def _source_row(desk: Desk, label: str, stored: StoredSource | None) -> Answer:
-    task = desk.tasks.get(label)
-    facts = task.facts() if task else None
+    facts = desk.sources.get(label)
     progress = stored.progress if stored else None
-    up_to = progress.complete_up_to if progress else None
+    up_to = progress.complete_up_to if progress else facts.complete_up_to if facts else None
     configured = label in desk.settings.sources
     state = facts.state if facts else None
     backfill = "not_wanted" if progress is None or not progress.backfill else "running"
+    if progress is None and facts is not None:
+        backfill = facts.backfill
     return {
         "label": label,
         "region": desk.settings.sources[label].region if configured else None,
@@ -666,8 +774,8 @@ def _source_row(desk: Desk, label: str, stored: StoredSource | None) -> Answer:
         "complete_up_to_time": _time(up_to),
         "lag_seconds": None if up_to is None else max(0, (desk.clock.now() - up_to) // SECOND),
         "backfill": "done" if progress and progress.backfill and progress.backfill_done else backfill,
-        "ledger_incidents": stored.incidents if stored else 0,
-        "dead_letters": stored.dead if stored else 0,
+        "ledger_incidents": stored.incidents if stored else facts.ledger_incidents if facts else 0,
+        "dead_letters": stored.dead if stored else facts.dead_letters if facts else 0,
     }
 
 
@@ -678,6 +786,24 @@ async def _rename_source(desk: Desk, old: str, new: str) -> str:
         f"{old} is {new} from now on, with its ledger and progress; later versions carry the new label, also in their "
         "ids; start the relay again"
     )
+
+
+async def _accept_missing(desk: Desk, label: str) -> str:
+    """Lets the next sweep of this source report any number of disappearances."""
+    if label not in desk.settings.sources:
+        raise ConfigError(_no_source(label, desk.settings.sources))
+    if desk.running:
+        task = desk.tasks.get(label)
+        if task is None:
+            raise RelayError(f"the running relay does not read {label}: look at its log")
+        await task.accept_missing()
+        return f"a sweep of {label} begins, and reports whatever it finds missing"
+    lease = await desk.journal.source(label)
+    if lease.progress is None:
+        raise RelayError(f"{label} has not been read yet: there is nothing to accept")
+    progress = msgspec.structs.replace(lease.progress, accept_missing=True, sweep=None)
+    await lease.commit(PageCommit(progress=progress))
+    return f"the next sweep of {label} reports whatever it finds missing; {NOBODY}"
 
 
 def _no_source(label: str, known: Iterable[str]) -> str:

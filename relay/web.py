@@ -38,7 +38,11 @@ class Shown(Protocol):
     """What `/metrics` shows."""
 
     async def facts(self) -> RelayFacts:
-        """Everything that the status says."""
+        """Everything that the status says, of all processes of the relay."""
+        ...
+
+    async def own_facts(self) -> RelayFacts:
+        """The same of this process alone."""
         ...
 
     def stuck_seconds(self) -> float:
@@ -71,7 +75,7 @@ def application(relay: Shown, *, commands: Sequence[Route] = ()) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def readyz(_request: Request) -> Response:
-        ready, detail = readiness(await relay.facts())
+        ready, detail = readiness(await relay.own_facts())
         return JSONResponse(detail, status_code=200 if ready else 503)
 
     async def metrics(_request: Request) -> Response:

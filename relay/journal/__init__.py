@@ -3,7 +3,7 @@
 Each task (a source, or a sink) has one owner, who holds its lease; only a held lease writes.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -190,6 +190,32 @@ class Buried(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Component = Literal["source", "sink"]
+
+
+Task = tuple[Component, str]
+"""A source or a sink, by its label."""
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """What another process of this relay has said of itself. `facts` is for whoever knows their shape.
+
+    `used_bytes` is what the events take up that its sinks have not taken yet.
+    """
+
+    name: str
+    at: Instant
+    tasks: tuple[Task, ...]
+    used_bytes: int = 0
+    facts: bytes = b""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process has said of one of its tasks, at that instant."""
+
+    task: Task
+    process: str
+    at: Instant
+    body: bytes
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -417,6 +443,37 @@ class Journal(Protocol):
 
     async def sink(self, name: str, *, start: Literal["now", "earliest"], keep_seconds: float) -> SinkLease:
         """The lease of this sink; `start` counts only the first time that the name is seen."""
+        ...
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """The other processes of this relay that live, by name; none where there is only one."""
+        ...
+
+    def report(self, component: Component, name: str) -> Report | None:
+        """The last that another process has said of a task; None when there is no such word."""
+        ...
+
+    async def publish(self, facts: bytes, reports: Mapping[Task, bytes]) -> None:
+        """Tells the other processes of this one, and of its tasks."""
+        ...
+
+    async def ask(self, to: Task | None, command: bytes, *, seconds: float) -> Mapping[str, bytes]:
+        """Has the owner of a task execute a command, once, or every other process; the answers by process.
+
+        What has not answered in time is missing. Raises JournalUnavailable when nobody was asked.
+        """
+        ...
+
+    def obey(self, execute: Callable[[bytes, bool], Awaitable[bytes]]) -> None:
+        """From now on, commands that other processes were given are executed by this.
+
+        It is told as well whether the command has changed something here already, before its executor died.
+        """
+        ...
+
+    def written(self) -> Mapping[str, tuple[int, Instant | None]]:
+        """Sinks that are written with the polls: how much in the last hour by this process, and when last."""
         ...
 
     def held_sink(self, name: str) -> SinkLease | None:

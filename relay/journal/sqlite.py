@@ -14,7 +14,7 @@ import sqlite3
 import struct
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
@@ -51,10 +51,13 @@ from relay.journal import (
     JournalUse,
     Outcome,
     PageCommit,
+    Peer,
     Progress,
     Redriven,
+    Report,
     StoredSink,
     StoredSource,
+    Task,
     Tended,
 )
 from relay.sinks import Delivery, Position
@@ -581,6 +584,29 @@ class SqliteJournal:
         self._sinks[name] = lease
         return lease
 
+    @property
+    def peers(self) -> dict[str, Peer]:
+        """There is one process only."""
+        return {}
+
+    def report(self, component: Component, name: str) -> Report | None:
+        """Nobody else says anything."""
+        return None
+
+    async def publish(self, facts: bytes, reports: Mapping[Task, bytes]) -> None:
+        """Nobody listens."""
+
+    async def ask(self, to: Task | None, command: bytes, *, seconds: float) -> dict[str, bytes]:
+        """Nobody is there."""
+        return {}
+
+    def obey(self, execute: Callable[[bytes, bool], Awaitable[bytes]]) -> None:
+        """Nobody asks."""
+
+    def written(self) -> dict[str, tuple[int, Instant | None]]:
+        """No sink is written with a poll."""
+        return {}
+
     def held_sink(self, name: str) -> "SqliteSinkLease | None":
         """The lease of this sink, if it was taken."""
         return self._sinks.get(name)
@@ -1000,6 +1026,18 @@ class SqliteSourceLease:
             yield letter
 
 
+class _Settlement:
+    """Outcomes that wait to be recorded."""
+
+    __slots__ = ("done", "durable", "endpoint", "outcomes")
+
+    def __init__(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None, durable: bool) -> None:
+        self.outcomes = outcomes
+        self.endpoint = endpoint
+        self.durable = durable
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
 class SqliteSinkLease:
     """The right to send for one sink.
 
@@ -1030,6 +1068,7 @@ class SqliteSinkLease:
         self._open: dict[int, Delivery] = {}
         self._flight: set[int] = set()
         self._settling = asyncio.Lock()
+        self._settlements: list[_Settlement] = []
         self._claiming = asyncio.Lock()
         self._replays_turn = False
 
@@ -1098,7 +1137,8 @@ class SqliteSinkLease:
 
     async def claim(self, limit: int, *, in_order: bool, wait: bool = True) -> Claim:
         """Waits for work, then hands out up to `limit` deliveries, oldest first; see the contract."""
-        await self._journal.caught_up(patient=not wait)
+        if self._at_hand(limit) < limit:
+            await self._journal.caught_up(patient=not wait)
         while True:
             self._wake.clear()
             self._journal.require_held()
@@ -1115,6 +1155,10 @@ class SqliteSinkLease:
                     self._flight.update(delivery.position for delivery in found)
                     return Claim(deliveries=found, upto=upto)
             await self._wait_until(next_due)
+
+    def _at_hand(self, limit: int) -> int:
+        """How many events can be handed out without a look at the file."""
+        return len(self._open) - len(self._flight) + len(self._journal.tail_after(self._scanned, limit))
 
     async def _wait_until(self, due: Instant | None) -> None:
         seconds = None if due is None else max(0.0, (due - self._clock.now()) / SECOND)
@@ -1224,9 +1268,31 @@ class SqliteSinkLease:
     async def settle(
         self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None = None, *, durable: bool = True
     ) -> None:
-        """Records what became of claimed deliveries, in one transaction. Raises JournalUnavailable."""
+        """Records what became of claimed deliveries, in one transaction. Raises JournalUnavailable.
+
+        What is to be recorded while another record is under way goes into one transaction after that.
+        """
+        settlement = _Settlement(outcomes, endpoint, durable)
+        self._settlements.append(settlement)
         async with self._settling:
-            await self._settle(outcomes, endpoint, durable=durable)
+            if settlement.done.done():
+                settlement.done.result()
+                return
+            together, self._settlements = self._settlements, []
+            try:
+                await self._settle(
+                    [outcome for one in together for outcome in one.outcomes],
+                    next((one.endpoint for one in reversed(together) if one.endpoint is not None), None),
+                    durable=any(one.durable for one in together),
+                )
+            except BaseException as exc:
+                told = exc if isinstance(exc, Exception) else JournalUnavailable("the record was cut short")
+                for one in together:
+                    one.done.set_exception(told)
+                    one.done.exception()  # whoever has gone does not ask
+                raise
+            for one in together:
+                one.done.set_result(None)
         self.wake()
 
     async def _settle(self, outcomes: Sequence[Outcome], endpoint: EndpointStatus | None, *, durable: bool) -> None:

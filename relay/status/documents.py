@@ -176,14 +176,23 @@ def _relay(facts: RelayFacts) -> dict[str, Any]:
     process = {
         "name": facts.process,
         "reported_time": _time(facts.now),
-        "sources_held": len(facts.sources),
-        "sinks_held": len(facts.sinks),
+        "sources_held": facts.held[0] if facts.held else len(facts.sources),
+        "sinks_held": facts.held[1] if facts.held else len(facts.sinks),
     }
+    others = [
+        {
+            "name": one.name,
+            "reported_time": _time(one.reported),
+            "sources_held": one.sources_held,
+            "sinks_held": one.sinks_held,
+        }
+        for one in facts.others
+    ]
     return {
         "version": facts.version,
         "started_time": _time(facts.started),
         "uptime_seconds": max(0, (facts.now - facts.started) // SECOND),
-        "processes": [process],
+        "processes": [process, *others],
     }
 
 

@@ -203,6 +203,16 @@ class DeadFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessFacts:
+    """Another process of the same relay, as it last said."""
+
+    name: str
+    reported: Instant
+    sources_held: int
+    sinks_held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RelayFacts:
     """Everything that the status says, in one moment."""
 
@@ -230,6 +240,10 @@ class RelayFacts:
     """The newest, newest first."""
     lag: LagFacts | None = None
     journal_growth_bytes_per_day: float | None = None
+    held: tuple[int, int] | None = None
+    """How many sources and sinks this process holds; None: all."""
+    others: Sequence[ProcessFacts] = ()
+    """The other processes of this relay."""
 
     @property
     def fill_ratio(self) -> float | None:

@@ -333,6 +333,9 @@ class Many:
     async def facts(self) -> RelayFacts:
         raise NotImplementedError
 
+    async def own_facts(self) -> RelayFacts:
+        raise NotImplementedError
+
     def stuck_seconds(self) -> float:
         return 0.0
 

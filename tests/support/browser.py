@@ -166,6 +166,9 @@ class Board:
     async def facts(self) -> RelayFacts:
         return self.shown  # type: ignore[return-value] # `_document` lets a finished one pass
 
+    async def own_facts(self) -> RelayFacts:
+        return await self.facts()
+
     def stuck_seconds(self) -> float:
         return 0.0
 

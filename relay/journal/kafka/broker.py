@@ -55,6 +55,8 @@ class TopicPlan(NamedTuple):
     partitions: int
     settings: Mapping[str, str]
     must: Sequence[str] = ()
+    key: str = ""
+    """The key of the configuration that says how many partitions it has, if one does."""
 
 
 class Writer(Protocol):
@@ -135,13 +137,14 @@ class Broker(Protocol):
     """A Kafka cluster as the journal sees it. Errors hold no secrets."""
 
     async def connect(self) -> None:
-        """Reaches the cluster, and listens to what it refuses. Raises JournalUnavailable, JournalMisplaced."""
+        """Reaches the cluster. Raises JournalUnavailable, JournalMisplaced when it refuses the login or the options."""
         ...
 
     async def ensure(self, topics: Sequence[TopicPlan]) -> Mapping[str, int]:
-        """Makes what is missing, verifies the rest; the partitions of each.
+        """Makes what is missing, verifies the rest, and every right that a journal needs; the partitions of each.
 
-        Raises JournalMisplaced with the cure for one that is wrong or may not be made, JournalUnavailable.
+        Others may do the same meanwhile. Raises JournalMisplaced with the cure for a topic that is wrong or may not be
+        made, and for rights that are missing, JournalUnavailable.
         """
         ...
 

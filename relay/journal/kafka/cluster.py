@@ -16,10 +16,11 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.cimpl import Message as KafkaMessage
 
-from relay.errors import ConfigError, JournalMisplaced, JournalUnavailable, SinkError
+from relay.errors import ConfigError, JournalError, JournalMisplaced, JournalUnavailable, SinkError, Unavailable
 from relay.journal.kafka.broker import Change, Doubtful, Fenced, Headers, Message, Record, RecordsRefused, TopicPlan
+from relay.journal.kafka.rights import TOPIC_RIGHTS, listed, require_rights
 from relay.sinks.kafka import MESSAGE_FAULTS, READER, REQUIRED
-from relay.sinks.kafka_cluster import DEFAULTS, SLICE_SECONDS, Plan, Topics, Watch, error_of, log
+from relay.sinks.kafka_cluster import DEFAULTS, NO_COORDINATOR, SLICE_SECONDS, Plan, Topics, Watch, error_of, log
 from relay.sinks.worker import Worker
 
 T = TypeVar("T")
@@ -73,6 +74,32 @@ def journal_plan(options: Mapping[str, str], *, prefix: str, replication_factor:
         replication_factor=replication_factor,
         omit=frozenset(),
         patience_seconds=PATIENCE_SECONDS,
+        rights=f"allow {{user}} {listed(TOPIC_RIGHTS)} on the topics that begin with {{prefix}}.",
+    )
+
+
+def try_transaction(plan: Plan, *records: Record) -> None:
+    """Begins one under an id that fences nobody, and commits it if there is anything to commit. Raises SinkError."""
+    writer = KafkaWriter(plan, f"{plan.prefix}-check")
+    try:
+        writer.begin()
+        if records:
+            writer.commit(records)
+    except JournalError as exc:
+        raise Unavailable(str(exc)) from exc
+    finally:
+        writer.close()
+
+
+def inline_plan(plan: Plan, *, topic: str, create: bool, partitions: int, replication_factor: int) -> Plan:
+    """What a sink wants of the cluster that is written with the polls."""
+    return replace(
+        plan,
+        topic=topic,
+        create_topic=create,
+        partitions=partitions,
+        replication_factor=replication_factor,
+        rights="allow {user} Describe and Write on topic {topic}",
     )
 
 
@@ -92,11 +119,11 @@ class KafkaBroker:
 
     async def connect(self) -> None:
         """Reaches the cluster; a refused login or certificate is heard here."""
-        await self._run(self._reach)
+        await self._worker.run(partial(_at_start, self._reach))
 
     async def ensure(self, topics: Sequence[TopicPlan]) -> Mapping[str, int]:
-        """Makes what is missing, verifies the rest."""
-        return await self._run(partial(self._ensure, topics))
+        """Makes what is missing, verifies the rest, and every right."""
+        return await self._worker.run(partial(_at_start, partial(self._ensure, topics)))
 
     async def partitions(self, topic: str) -> int:
         """How many the topic has, 0 when there is none."""
@@ -136,8 +163,8 @@ class KafkaBroker:
 
     def ensure_topic(self, topic: str, *, create: bool, partitions: int, replication_factor: int) -> None:
         """A topic of the user exists. Blocks. Raises JournalUnavailable, with the cure when it may not be made."""
-        plan = replace(
-            self._plan, topic=topic, create_topic=create, partitions=partitions, replication_factor=replication_factor
+        plan = inline_plan(
+            self._plan, topic=topic, create=create, partitions=partitions, replication_factor=replication_factor
         )
         watch = Watch(plan)
         watch.begin()
@@ -166,7 +193,21 @@ class KafkaBroker:
         watch = Watch(self._plan)
         watch.begin()
         admin = self._topics(watch)
-        return {topic.name: admin.require(topic.name, topic.partitions, topic.settings, topic.must) for topic in topics}
+        require_rights(self._plan, admin, topics, partial(try_transaction, self._plan))
+        there = [topic for topic in topics if admin.partitions(topic.name)]
+        missing = [topic for topic in topics if topic not in there]
+        found = {  # before anything is made
+            topic.name: admin.verify(topic.name, topic.partitions, topic.settings, topic.must, key=topic.key)
+            for topic in there
+        }
+        for topic in missing:
+            admin.create(topic.name, topic.partitions, topic.settings)
+        if missing:
+            require_rights(self._plan, admin, missing)
+        return found | {
+            topic.name: admin.verify(topic.name, topic.partitions, topic.settings, topic.must, key=topic.key)
+            for topic in missing
+        }
 
     def _partitions(self, topic: str) -> int:
         watch = Watch(self._plan)
@@ -247,17 +288,24 @@ class KafkaWriter:
 
     def fence(self) -> None:
         """Ends whoever used this id before."""
+        try:
+            self.begin()
+        except SinkError as exc:
+            raise JournalUnavailable(str(exc)) from exc
+
+    def begin(self) -> None:
+        """The same. Raises Unavailable, whose reason says more."""
         self._watch.begin()
         conf = {**_producing(self._plan, self._watch), "transactional.id": self._id}
         try:
             self._producer = Producer(conf)
-            self._insist("fencing", self._producer.init_transactions)
+            self._insist("fencing", self._producer.init_transactions, hint=NO_COORDINATOR)
         except KafkaException as exc:
             self.close()
-            raise JournalUnavailable(str(self._watch.unavailable("fencing", error_of(exc)))) from exc
-        except SinkError as exc:
+            raise self._watch.unavailable("fencing", error_of(exc)) from exc
+        except SinkError:
             self.close()
-            raise JournalUnavailable(str(exc)) from exc
+            raise
 
     def commit(self, records: Sequence[Record]) -> Mapping[tuple[str, int], int]:
         """All of them in one transaction."""
@@ -326,7 +374,7 @@ class KafkaWriter:
             raise Fenced(str(told)) from cause
         raise Doubtful(str(told)) from cause
 
-    def _insist(self, doing: str, call: Callable[[float], None]) -> None:
+    def _insist(self, doing: str, call: Callable[[float], None], *, hint: str = "") -> None:
         """Calls again for as long as that is how the outcome is learned."""
         while True:
             try:
@@ -335,7 +383,7 @@ class KafkaWriter:
                 error = error_of(exc)
                 if not error.retriable():
                     raise
-                self._watch.check(doing, error)
+                self._watch.check(doing, error, hint=hint)
             else:
                 return
 
@@ -594,6 +642,16 @@ _NO_MEMBER: Final = frozenset(
 def _answer(answer: "asyncio.Future[int]", code: int) -> None:
     if not answer.done():
         answer.set_result(code)
+
+
+def _at_start(job: Callable[[], T]) -> T:
+    """As `_mapped`, but that a person has to see to what is refused before anything works."""
+    try:
+        return _mapped(job)
+    except JournalUnavailable as exc:
+        if isinstance(exc.__cause__, SinkError) and exc.__cause__.reason in ("login_refused", "forbidden"):
+            raise JournalMisplaced(str(exc)) from exc
+        raise
 
 
 def _mapped(job: Callable[[], T]) -> T:

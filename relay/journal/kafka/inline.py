@@ -5,13 +5,14 @@ same transaction. Replays and redriven letters go through an ordinary Kafka sink
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
-from relay.clock import SECOND, Clock
+from relay.clock import SECOND, Clock, Instant
 from relay.formats import cloudevents
 from relay.journal.kafka.broker import Record
 from relay.metrics import SinkMetrics
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from relay.rules import Rule
 
 log = structlog.get_logger()
+
+RECENT: Instant = 3600 * SECOND
+"""The span over which the status counts what was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,8 @@ class InlineSink:
         self._clock = clock
         self._there: set[str] = set()
         self._one = threading.Lock()
+        self._recent: deque[tuple[Instant, int]] = deque()
+        self._last: Instant | None = None
 
     def write(self, deliveries: Sequence[Delivery], refused: Mapping[str, str]) -> list[Outcome]:
         """What is to be written for these events. `refused` are names of records that the brokers do not take."""
@@ -84,11 +90,20 @@ class InlineSink:
         key = delivery.uuid.encode("utf-8", "surrogatepass")
         return Outcome(delivery=delivery, record=Record(topic, None, key, value, headers, name=name))
 
+    def written(self) -> tuple[int, Instant | None]:
+        """How many events were written in the last hour by this process, and when the last was."""
+        since = self._clock.now() - RECENT
+        while self._recent and self._recent[0][0] < since:
+            self._recent.popleft()
+        return sum(events for _at, events in self._recent), self._last
+
     def took(self, outcomes: Sequence[Outcome]) -> None:
         """These are committed."""
         now = self._clock.now()
         sent = [outcome.delivery for outcome in outcomes if outcome.record is not None]
         if sent:
+            self._last = now
+            self._recent.append((now, len(sent)))
             lags = [(now - one.updated) / SECOND for one in sent if one.origin == "poll"]
             self._metrics.delivered(lags, "delivered", events=len(sent), seconds=0.0)
         dead = [outcome for outcome in outcomes if outcome.refused]

@@ -7,13 +7,13 @@ process that holds that partition. Nothing is decided here by who believes to ho
 import asyncio
 import fcntl
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 import structlog
 
-from relay.clock import Clock
+from relay.clock import Clock, Instant
 from relay.errors import (
     ConfigError,
     JournalError,
@@ -23,12 +23,13 @@ from relay.errors import (
     LeaseLost,
 )
 from relay.incidents import Known
-from relay.journal import Component, DeadLetters, JournalUse, StoredSink, StoredSource, Tended
+from relay.journal import Component, DeadLetters, JournalUse, Peer, Report, StoredSink, StoredSource, Task, Tended
 from relay.journal.kafka.broker import Broker, Change, Membership, Reader, TopicPlan
+from relay.journal.kafka.bulletin import Bulletin
 from relay.journal.kafka.file import write_file
 from relay.journal.kafka.inline import InlineSink
 from relay.journal.kafka.meta import Meta, new_meta, read_meta, write_meta
-from relay.journal.kafka.partition import Common, Partition, Topics, delivery_of, events_in
+from relay.journal.kafka.partition import EXECUTED, Common, Partition, Topics, delivery_of, events_in
 from relay.journal.sqlite import SqliteSinkLease, SqliteSourceLease
 from relay.sinks import Delivery
 
@@ -55,8 +56,10 @@ class KafkaJournal:
         max_bytes: int,
         retention_seconds: float,
         inline: Sequence[InlineSink] = (),
+        process: str = "",
         clock: Clock,
     ) -> None:
+        """`process` is how the other processes know this one."""
         self.id = ""
         self.topics = Topics(prefix=prefix)
         self._prefix = prefix
@@ -68,6 +71,9 @@ class KafkaJournal:
         self._inline = tuple(inline)
         self._clock = clock
         self._meta = Meta(id="", partitions=partitions)
+        self._process = process
+        self._bulletin = Bulletin(broker, self.topics.control, process=process, clock=clock)
+        self._bulletin.owns = lambda task: self.holding(*task) is not None
         self._membership: Membership | None = None
         self._common: Common | None = None
         self._held: dict[int, Partition] = {}
@@ -110,9 +116,12 @@ class KafkaJournal:
             place=self.place,
             inline=self._inline,
             limit_bytes=self._max_bytes,
+            others_used=lambda: max((peer.used_bytes for peer in self.peers.values()), default=0),
             partitions=self._held,
         )
         self._background.append(asyncio.create_task(self._follow(membership), name="follow the group"))
+        if self._process:
+            self._background.append(asyncio.create_task(self._bulletin.follow(), name="follow the other processes"))
 
     async def close(self) -> None:
         """Lets others have everything, at once."""
@@ -122,6 +131,7 @@ class KafkaJournal:
         self._background.clear()
         self._taking.clear()
         await asyncio.gather(*(self._drop(number) for number in list(self._held)))
+        await self._bulletin.leave()
         if self._membership is not None:
             await self._membership.leave()
             self._membership = None
@@ -349,6 +359,48 @@ class KafkaJournal:
         partition = self._held.get(self.place("sink", name))
         return None if partition is None else partition.held_sink(name)
 
+    # -- the other processes --------------------------------------------------------------------------------------
+
+    @property
+    def peers(self) -> dict[str, Peer]:
+        """The other processes of this relay that live, by name."""
+        return self._bulletin.peers
+
+    def report(self, component: Component, name: str) -> Report | None:
+        """The last that another process has said of a task."""
+        return self._bulletin.report(component, name)
+
+    async def publish(self, facts: bytes, reports: Mapping[Task, bytes]) -> None:
+        """Tells the other processes of this one, and of its tasks."""
+        peer = Peer(
+            name=self._process, at=self._clock.now(), tasks=tuple(reports), used_bytes=self._held_bytes(), facts=facts
+        )
+        await self._bulletin.publish(peer, reports)
+
+    def _held_bytes(self) -> int:
+        return max((partition.held_bytes() for partition in self._held.values()), default=0)
+
+    async def ask(self, to: Task | None, command: bytes, *, seconds: float) -> dict[str, bytes]:
+        """Has the owner of a task execute a command, once, or every other process."""
+        return await self._bulletin.ask(to, command, seconds=seconds)
+
+    def obey(self, execute: Callable[[bytes, bool], Awaitable[bytes]]) -> None:
+        """From now on, commands that other processes were given are executed by this."""
+
+        async def once(ident: str, to: Task | None, command: bytes) -> bytes:
+            partition = self._held.get(self.place(*to)) if to is not None else None
+            token = EXECUTED.set(ident)
+            try:
+                return await execute(command, partition is not None and await partition.executed(ident))
+            finally:
+                EXECUTED.reset(token)
+
+        self._bulletin.execute = once
+
+    def written(self) -> dict[str, tuple[int, Instant | None]]:
+        """Sinks that are written with the polls: how much in the last hour by this process, and when last."""
+        return {sink.name: sink.written() for sink in self._inline}
+
     # -- what is known, and what operators change ---------------------------------------------------------------
 
     async def sinks(self) -> list[StoredSink]:
@@ -493,7 +545,7 @@ def topic_plans(topics: Topics, partitions: int, retention_seconds: float) -> li
     kept = str(int((retention_seconds + _DAY_SECONDS) * 1000))
     large = {"max.message.bytes": str(16 << 20)}
     return [
-        TopicPlan(topics.state, partitions, compacted | large, ("cleanup.policy",)),
+        TopicPlan(topics.state, partitions, compacted | large, ("cleanup.policy",), "journal.partitions"),
         TopicPlan(
             topics.changes,
             1,

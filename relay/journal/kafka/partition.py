@@ -11,6 +11,7 @@ import sqlite3
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -60,6 +61,10 @@ _ENVELOPE: Final = 1
 _envelope = msgspec.msgpack.Encoder().encode
 _opened: Final = msgspec.msgpack.Decoder(list[Any]).decode
 _NO_LIMIT: Final = 1 << 50
+EXECUTED: Final[ContextVar[str]] = ContextVar("command", default="")
+"""The id of the command that is executed at present: what it changes notes it, so that it is done once."""
+_COMMAND_SECONDS: Final = 3600
+"""How long it is remembered that a command was executed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +329,7 @@ class Partition(SqliteJournal):
             if self._doubt:
                 await self._recover()
             try:
-                result = await super().run(work, write=write, durable=durable)
+                result = await super().run(self._once(work) if write else work, write=write, durable=durable)
             except _Stale:
                 continue
             except RecordsRefused as refused:
@@ -338,6 +343,27 @@ class Partition(SqliteJournal):
                 raise LeaseLost(str(exc)) from exc
             self._tell()
             return result
+
+    def _once(self, work: Callable[[sqlite3.Connection], T]) -> Callable[[sqlite3.Connection], T]:
+        """The same work, and a note of the command that it belongs to."""
+        command = EXECUTED.get()
+        if not command:
+            return work
+        now = self._clock.now()
+
+        def noted(db: sqlite3.Connection) -> T:
+            result = work(db)
+            db.execute("DELETE FROM executed WHERE at < ?", (now - _COMMAND_SECONDS * SECOND,))
+            db.execute("INSERT INTO executed VALUES (?, ?) ON CONFLICT DO NOTHING", (command, now))
+            return result
+
+        return noted
+
+    async def executed(self, command: str) -> bool:
+        """Whether a command has changed something here already."""
+        return await self.run(
+            lambda db: db.execute("SELECT 1 FROM executed WHERE id = ?", (command,)).fetchone() is not None, write=False
+        )
 
     def _tell(self) -> None:
         while self._told:
