@@ -172,6 +172,7 @@ class Bulletin:
         records = []
         if now - self._spoke >= fresh or peer.tasks != self._peers.get(self._process, peer).tasks:
             records.append(Record(self._topic, 0, _key("process", self._process), _encode(peer)))
+            self._spoke = now
         for task, body in reports.items():
             said, at = self._said.get(task, (b"", 0))
             if (said != body and now - at >= fresh // 5) or now - at >= fresh:
@@ -180,7 +181,6 @@ class Bulletin:
                 self._said[task] = (body, now)
         self._said = {task: kept for task, kept in self._said.items() if task in reports}
         if records:
-            self._spoke = now
             await self._post(records)
 
     async def leave(self) -> None:
