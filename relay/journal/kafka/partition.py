@@ -188,6 +188,7 @@ class Partition(SqliteJournal):
         self._fed = asyncio.Condition()
         self._feed_reached = 0
         self._used = 0
+        self._used_upto = 0
         self._tending = asyncio.Lock()
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -554,7 +555,7 @@ class Partition(SqliteJournal):
         """What the events of this partition's sinks take up, those that have not come back from Kafka included."""
         if self._feeding is None:
             return 0
-        coming = max(0, self._common.produced - self._feed_reached)
+        coming = max(0, self._common.produced - max(self._feed_reached, self._used_upto))
         return self._used + int(1.5 * coming * self._common.event_bytes)
 
     async def use(self) -> JournalUse:
@@ -704,7 +705,7 @@ class Partition(SqliteJournal):
                 if isinstance(exc, sqlite3.Error):
                     raise self._mapped(exc) from exc
                 raise
-            self._used = _used(db)
+            self._used, self._used_upto = _used(db), max(self._used_upto, messages[-1].offset + 1)
             return before[1] if before is not None else rows[0][0] - 1
 
         after = await self._in_thread(work)
