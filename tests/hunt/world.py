@@ -581,7 +581,7 @@ class World:
         elif asked.lane == "sweep":
             self.swept.lied |= asked.lied
         elif self._introduces(asked):
-            self.first_bound = asked.as_of
+            self._may_begin(asked.as_of)
         elif not self._is_probe(asked):
             part = self.part
             part.lied |= asked.lied
@@ -593,6 +593,13 @@ class World:
                 part.bound = max(part.bound, asked.as_of)
             if asked.until is not None:
                 part.high = asked.until if part.high is None else min(part.high, asked.until)
+
+    def _may_begin(self, instant: Instant | None) -> None:
+        """The source's first start is no later; on Kafka an earlier try may be the one that was committed."""
+        before = self.first_bound
+        if self.setup.journal == "kafka" and instant is not None and before is not None:
+            instant = max(instant, before)
+        self.first_bound = instant
 
     def _is_probe(self, asked: Asked) -> bool:
         """Whether the request asks for something else than a page of a pass."""
