@@ -25,7 +25,7 @@ from confluent_kafka.cimpl import Message
 from relay.errors import ConfigError, Refused, Unavailable
 from relay.formats import cloudevents
 from relay.sinks import Delivery, Position
-from relay.sinks.kafka_cluster import DEFAULTS, KIB, MISSING, SLICE_SECONDS, Plan, Topics, Watch, count, error_of, log
+from relay.sinks.kafka_cluster import DEFAULTS, KIB, SLICE_SECONDS, Plan, Topics, Watch, count, error_of, log
 from relay.sinks.kafka_shape import Shape
 from relay.sinks.worker import Worker
 
@@ -233,7 +233,7 @@ class _Link:
         try:
             topics = self._admin()
             brokers = topics.brokers()
-            found = self._describe(topics)
+            found = topics.describe()
             if not self._plan.transactional:
                 self._connect()
                 return f"{self._plan.cluster(brokers)}, {found}; transactions are off, so that events may repeat"
@@ -287,17 +287,6 @@ class _Link:
         self.drop()
         self._connect()
         self.dropped = False
-
-    def _describe(self, topics: Topics) -> str:
-        topic = self._plan.topic
-        if self._templated:
-            return f"topics {topic}, made when they are needed"
-        partitions = topics.partitions(topic)
-        if partitions:
-            return f"topic {topic} with {count(partitions, 'partition')}"
-        if self._plan.create_topic:
-            return f"topic {topic} to be made with {count(self._plan.partitions, 'partition')}"
-        raise ConfigError(self._plan.say(f"topic {topic} does not exist; {MISSING}"))
 
     def _ensure_topics(self, names: Iterable[str]) -> None:
         for name in names:

@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -54,6 +54,21 @@ _LOGIN: Final = (
 )
 _FENCED: Final = ("fenced", "", "another relay uses this transactional id, or the transaction took too long")
 _NO_TOPIC: Final = ("no_topic", "", "the topic was deleted; it is looked for again")
+_NO_TRANSACTIONS: Final = (
+    "unavailable",
+    "the brokers know no transactions, or not this kind of group",
+    "use Apache Kafka 2.5 or later, or what is compatible with it in both",
+)
+_SAME_INSTANCE: Final = (
+    "unavailable",
+    "another process uses this group.instance.id, or one that was killed did",
+    "give each replica one of its own",
+)
+NO_COORDINATOR: Final = (
+    "let transaction.state.log.replication.factor and transaction.state.log.min.isr of the brokers be no more than "
+    "the brokers that run, and all of these reachable"
+)
+"""What a transaction waits for that is never begun, on a cluster that answers otherwise."""
 _UNREACHED: Final = (
     "unavailable",
     "no broker could be used",
@@ -68,7 +83,12 @@ _HINTS: Final[Mapping[int, tuple[str, str, str]]] = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: (
         "forbidden",
         "{user} lacks a right",
-        "allow {user} Describe and Write on topic {topic}; on {cursors} also Create, Read and DescribeConfigs",
+        "{rights}",
+    ),
+    KafkaError.GROUP_AUTHORIZATION_FAILED: (
+        "forbidden",
+        "{user} may not take part in group {prefix}",
+        "allow {user} Read on group {prefix}",
     ),
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: (
         "forbidden",
@@ -81,6 +101,8 @@ _HINTS: Final[Mapping[int, tuple[str, str, str]]] = {
         "allow {user} Describe and Write on the transactional ids that begin with {prefix}-",
     ),
     **dict.fromkeys(_UNKNOWN_TOPIC, _NO_TOPIC),
+    **dict.fromkeys((KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION), _NO_TRANSACTIONS),
+    **dict.fromkeys((KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID), _SAME_INSTANCE),
 }
 """By code: the reason, what it means and what to do."""
 _NOISE: Final = re.compile(
@@ -118,6 +140,8 @@ class Plan:
     patience_seconds: float
     title: str = ""
     """How its lines begin, where it is no sink's."""
+    rights: str = "allow {user} Describe and Write on topic {topic}; on {cursors} also Create, Read and DescribeConfigs"
+    """What to allow, where a topic may not be used; with places for names."""
 
     @property
     def cursors(self) -> str:
@@ -132,7 +156,7 @@ class Plan:
     def named(self, text: str) -> str:
         """`text` with the names of this sink in its places."""
         user = self.options.get("sasl.username")
-        return text.format(
+        return text.replace("{rights}", self.rights).format(
             user=f"User:{user}" if user else "the relay's user",
             topic=self.topic,
             cursors=self.cursors,
@@ -194,13 +218,15 @@ class Watch:
         self._stop.wait(SLICE_SECONDS / 5)
         self.check(doing)
 
-    def check(self, doing: str, error: KafkaError | None = None) -> None:
-        """Returns when waiting on makes sense; raises Unavailable otherwise."""
+    def check(self, doing: str, error: KafkaError | None = None, *, hint: str = "") -> None:
+        """Returns when waiting on makes sense; raises Unavailable otherwise, with `hint` if nothing else was heard."""
         if self._refusal is not None:
             raise self.unavailable(doing, self._refusal)
         if self._stop.is_set():
             raise Unavailable(self._plan.say(f"{doing} was interrupted"), reason="closed")
         if time.monotonic() > self._deadline:
+            if hint and self._latest is None:
+                raise self._told(f"{doing} took too long", None, "unavailable", hint)
             raise self.unavailable(f"{doing} took too long", self._latest or error)
 
     def unavailable(self, doing: str, error: KafkaError | None) -> Unavailable:
@@ -238,21 +264,41 @@ class Topics:
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has, 0 when there is none. Raises Unavailable when it may not be written."""
+        partitions, operations = self.look(topic)
+        if operations is not None and AclOperation.WRITE not in operations:
+            raise Unavailable(
+                self._plan.say(f"topic {topic} may not be written; {self._plan.named('allow {user} Write on it')}"),
+                reason="forbidden",
+            )
+        return partitions
+
+    def look(self, topic: str) -> tuple[int, Collection[AclOperation] | None]:
+        """How many partitions it has, 0 when there is none; and what may be done with it, None when it can't be told.
+
+        Raises Unavailable, `forbidden` when not even that may be known.
+        """
         asked = self._admin.describe_topics(TopicCollection([topic]), include_authorized_operations=True)
         try:
             found = self._ask(f"looking at topic {topic}", asked[topic])
         except KafkaException as exc:
             if error_of(exc).code() in _UNKNOWN_TOPIC:
-                return 0
+                return 0, None
             if error_of(exc).code() == KafkaError._TIMED_OUT:
                 raise self._watch.unreached(error_of(exc)) from exc
             raise self._watch.unavailable(f"looking at topic {topic}", error_of(exc)) from exc
-        if found.authorized_operations is not None and AclOperation.WRITE not in found.authorized_operations:
-            raise Unavailable(
-                self._plan.say(f"topic {topic} may not be written; {self._plan.named('allow {user} Write on it')}"),
-                reason="forbidden",
-            )
-        return len(found.partitions)
+        return len(found.partitions), found.authorized_operations
+
+    def describe(self) -> str:
+        """What there is of the user's topic, or would be. Raises ConfigError when it has to be made by hand."""
+        topic = self._plan.topic
+        if "{" in topic:
+            return f"topics {topic}, made when they are needed"
+        if partitions := self.partitions(topic):
+            return f"topic {topic} with {count(partitions, 'partition')}"
+        if not self._plan.create_topic:
+            raise ConfigError(self._plan.say(f"topic {topic} does not exist; {MISSING}"))
+        self.try_to_create(topic, self._plan.partitions, {})
+        return f"topic {topic} to be made with {count(self._plan.partitions, 'partition')}"
 
     def ensure(self, topic: str) -> None:
         """The user's topic exists. Raises ConfigError when it has to be made by hand."""
@@ -261,29 +307,36 @@ class Topics:
         if not self._plan.create_topic:
             raise ConfigError(self._plan.say(f"topic {topic} does not exist; {MISSING}"))
         self._create(topic, self._plan.partitions, {})
+        self.partitions(topic)
 
-    def require(self, topic: str, partitions: int, settings: Mapping[str, str], must: Sequence[str]) -> int:
-        """One of the relay's own topics exists, made or verified; how many partitions it has.
+    def verify(
+        self, topic: str, partitions: int, settings: Mapping[str, str], must: Sequence[str], *, key: str = ""
+    ) -> int:
+        """One of the relay's own topics, which is there, is as it has to be; how many partitions it has.
 
-        Of its `settings` those in `must` count, where they differ. Raises ConfigError with the cure.
+        Of its `settings` those in `must` count, where they differ; `key` is the one of the configuration that says how
+        many partitions there are. Raises ConfigError with the cure.
         """
-        found = self.partitions(topic)
-        if found == 0:
-            self._create(topic, partitions, settings)
-            return self.partitions(topic)
+        found, _operations = self.look(topic)
         has = self._settings(topic)
-        wrong = [f"{key}={has.get(key)}" for key in must if not _same(has.get(key, ""), settings[key])]
-        if found != partitions:
-            wrong.append(f"{count(found, 'partition')}")
+        wrong = [f"{name}={has.get(name)}" for name in must if not _same(has.get(name, ""), settings[name])]
         if wrong:
-            wants = [f"{key}={settings[key]}" for key in must] + [count(partitions, "partition")]
-            raise ConfigError(
-                self._plan.say(
-                    f"topic {topic} has {' and '.join(wrong)}; it needs {', '.join(wants)}: mend it, or set another "
-                    "kafka_prefix"
-                )
-            )
+            wants = ", ".join(f"{name}={settings[name]}" for name in must)
+            cure = f"it needs {wants}: set that, or set another kafka_prefix"
+            raise ConfigError(self._plan.say(f"topic {topic} has {' and '.join(wrong)}; {cure}"))
+        if found != partitions:
+            cure = f"write {key}: {found}, or set another kafka_prefix" if key else "set another kafka_prefix"
+            text = f"topic {topic} has {count(found, 'partition')} instead of {partitions}"
+            raise ConfigError(self._plan.say(f"{text}; {cure}"))
         return found
+
+    def create(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
+        """It is there when this returns, though others make it just now. Raises ConfigError with the cure."""
+        self._create(topic, partitions, config)
+
+    def try_to_create(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
+        """Has the brokers say whether they would make it. Raises ConfigError with the cure."""
+        self._create(topic, partitions, config, only_try=True)
 
     def ensure_cursors(self) -> None:
         """The topic of positions exists, is compacted and has one partition. Raises ConfigError with the cure."""
@@ -291,6 +344,7 @@ class Topics:
         partitions = self.partitions(topic)
         if partitions == 0:
             self._create(topic, 1, _CURSORS)
+            self.partitions(topic)
             return
         policy = self._cleanup_policy(topic)
         if policy != "compact" or partitions != 1:
@@ -303,20 +357,27 @@ class Topics:
 
     def members(self, group: str) -> list[str]:
         """Who takes part in this group at present."""
+        return self.group(group)[0]
+
+    def group(self, group: str) -> tuple[list[str], Collection[AclOperation] | None]:
+        """Who takes part in it at present, and what may be done with it, None when that can't be told."""
         doing = f"looking at group {group}"
         while True:
-            asked = self._admin.describe_consumer_groups([group], request_timeout=CONNECT_SECONDS)
+            asked = self._admin.describe_consumer_groups(
+                [group], include_authorized_operations=True, request_timeout=CONNECT_SECONDS
+            )
             try:
                 found = self._ask(doing, asked[group])
                 break
             except KafkaException as exc:
                 code = error_of(exc).code()
                 if code in {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.INVALID_GROUP_ID}:
-                    return []
+                    return [], None
                 if code not in _ELSEWHERE:
                     raise self._watch.unavailable(doing, error_of(exc)) from exc
                 self._watch.pause(doing)
-        return sorted(f"{member.client_id} on {member.host.lstrip('/')}" for member in found.members)
+        names = sorted(f"{member.client_id} on {member.host.lstrip('/')}" for member in found.members)
+        return names, found.authorized_operations
 
     def end_of_cursors(self) -> int:
         """The offset behind the last record, of open transactions as well."""
@@ -331,27 +392,43 @@ class Topics:
         return self._settings(topic)["cleanup.policy"]
 
     def _settings(self, topic: str) -> dict[str, str]:
+        """Those of a topic that is there, though the broker that is asked may not have heard of it yet."""
+        doing = f"reading the settings of topic {topic}"
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        asked = self._admin.describe_configs([resource])[resource]
-        try:
-            found = self._ask(f"reading the settings of topic {topic}", asked)
-        except KafkaException as exc:
-            raise self._watch.unavailable(f"reading the settings of topic {topic}", error_of(exc)) from exc
-        return {key: entry.value for key, entry in found.items()}
+        while True:
+            try:
+                found = self._ask(doing, self._admin.describe_configs([resource])[resource])
+            except KafkaException as exc:
+                if error_of(exc).code() not in _UNKNOWN_TOPIC:
+                    raise self._watch.unavailable(doing, error_of(exc)) from exc
+                self._watch.pause(doing)
+            else:
+                return {key: entry.value for key, entry in found.items()}
 
-    def _create(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
+    def _create(self, topic: str, partitions: int, config: Mapping[str, str], *, only_try: bool = False) -> None:
         wanted = NewTopic(topic, partitions, self._plan.replication_factor, config=dict(config))
         try:
-            self._ask(f"creating topic {topic}", self._admin.create_topics([wanted])[topic])
-            while not self.partitions(topic):
-                self._watch.pause(f"waiting for the new topic {topic}")
+            self._ask(f"creating topic {topic}", self._admin.create_topics([wanted], validate_only=only_try)[topic])
         except KafkaException as exc:
             error = error_of(exc)
-            if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
-                return
-            settings = "".join(f", {key}={value}" for key, value in config.items())
-            cure = f"create it by hand ({partitions} partitions{settings}), or allow Create on it"
-            raise ConfigError(self._plan.say(f"topic {topic} could not be created; {cure}", error)) from exc
+            if error.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                told = self._plan.say(f"topic {topic} {'cannot' if only_try else 'could not'} be created", error)
+                cure = self._cure(error, topic, partitions, config)
+                raise ConfigError(f"{told.removesuffix('.')}; {cure}") from exc
+        while not only_try and not self.look(topic)[0]:
+            self._watch.pause(f"waiting for the new topic {topic}")
+
+    def _cure(self, error: KafkaError, topic: str, partitions: int, config: Mapping[str, str]) -> str:
+        """What lets a topic be there that was refused."""
+        settings = "".join(f", {key}={value}" for key, value in config.items())
+        by_hand = f"create it by hand ({count(partitions, 'partition')}{settings})"
+        if error.code() == KafkaError.INVALID_REPLICATION_FACTOR:
+            return f"let replication_factor be no more than the brokers that run, or {by_hand}"
+        if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+            own = topic.startswith(f"{self._plan.prefix}.")
+            where = f"the topics that begin with {self._plan.prefix}." if own else "it"
+            return f"{self._plan.named('allow {user} Create')} on {where}, or {by_hand}"
+        return by_hand
 
     def _ask(self, doing: str, future: "Future[Answer]") -> Answer:
         while True:

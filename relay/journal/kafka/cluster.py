@@ -78,13 +78,18 @@ def journal_plan(options: Mapping[str, str], *, prefix: str, replication_factor:
     )
 
 
-def try_transaction(plan: Plan, *records: Record) -> None:
-    """Begins one under an id that fences nobody, and commits it if there is anything to commit. Raises SinkError."""
-    writer = KafkaWriter(plan, f"{plan.prefix}-check")
+def try_transaction(plan: Plan, suffix: str, *records: Record) -> None:
+    """Begins one under an id that no journal writes with, and commits it if there is something to commit.
+
+    Whoever does the same just now may fence us, which says that it works. Raises SinkError.
+    """
+    writer = KafkaWriter(plan, f"{plan.prefix}-{suffix}")
     try:
         writer.begin()
         if records:
             writer.commit(records)
+    except Fenced:
+        return
     except JournalError as exc:
         raise Unavailable(str(exc)) from exc
     finally:
@@ -193,8 +198,8 @@ class KafkaBroker:
         watch = Watch(self._plan)
         watch.begin()
         admin = self._topics(watch)
-        require_rights(self._plan, admin, topics, partial(try_transaction, self._plan))
-        there = [topic for topic in topics if admin.partitions(topic.name)]
+        require_rights(self._plan, admin, topics, partial(try_transaction, self._plan, "start"))
+        there = [topic for topic in topics if admin.look(topic.name)[0]]
         missing = [topic for topic in topics if topic not in there]
         found = {  # before anything is made
             topic.name: admin.verify(topic.name, topic.partitions, topic.settings, topic.must, key=topic.key)
@@ -559,8 +564,9 @@ class KafkaMembership:
                 message = self._consumer.poll(_POLL_SECONDS)
                 self._ask()
                 error = message.error() if message is not None else None
-                if error is not None and error.fatal():
-                    self._tell(JournalUnavailable(str(self._watch.unavailable("taking part in the group", error))))
+                if error is not None and (error.fatal() or error.code() == KafkaError._FATAL):
+                    told = self._watch.unavailable("taking part in the group", _behind(error))
+                    self._tell(JournalUnavailable(str(told)))
                     return
         except KafkaException as exc:
             self._tell(JournalUnavailable(str(self._watch.unavailable("taking part in the group", error_of(exc)))))
@@ -637,6 +643,12 @@ _NO_MEMBER: Final = frozenset(
         KafkaError.FENCED_MEMBER_EPOCH,
     }
 )
+
+
+def _behind(error: KafkaError) -> KafkaError:
+    """Of a fatal error only the text says which it was."""
+    named = (KafkaError(code) for code in (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID))
+    return next((one for one in named if one.str() in error.str()), error)
 
 
 def _answer(answer: "asyncio.Future[int]", code: int) -> None:

@@ -100,7 +100,8 @@ class KafkaJournal:
             await self._broker.connect()
             await self._broker.ensure(topic_plans(self.topics, self._wanted_partitions, self._retention_seconds))
             self._meta = await read_meta(self._broker, self.topics) or await self._make_meta()
-            self._require_meta()
+            self._meta.require_usable(self.topics)
+            self._meta.require_partitions(self._wanted_partitions, self.topics)
             self.id = self._meta.id
             membership = self._membership = await self._broker.join(self._prefix, self.topics.state)
         except BaseException:
@@ -174,15 +175,6 @@ class KafkaJournal:
         """Of several that start at once, the last to fence sees what the others have written."""
         made = new_meta(self._wanted_partitions)
         return await write_meta(self._broker, self.topics, lambda found: found or made, clock=self._clock)
-
-    def _require_meta(self) -> None:
-        self._meta.require_usable(self.topics)
-        if self._meta.partitions != self._wanted_partitions:
-            raise JournalMisplaced(
-                f"journal.partitions is {self._wanted_partitions}, but the journal {self._prefix} was begun with "
-                f"{self._meta.partitions}, which is fixed for ever; write partitions: {self._meta.partitions}, or move "
-                "to another kafka_prefix with `relay journal copy`"
-            )
 
     def place(self, component: str, name: str) -> int:
         """The partition of a task."""

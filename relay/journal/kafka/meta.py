@@ -56,6 +56,15 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
                 f"interrupted; then {topics.cure}, and run that again"
             )
 
+    def require_partitions(self, wanted: int, topics: Topics) -> None:
+        """Raises JournalMisplaced unless the journal was begun with so many."""
+        if self.partitions != wanted:
+            raise JournalMisplaced(
+                f"journal.partitions is {wanted}, but the journal {topics.prefix} was begun with {self.partitions}, "
+                f"which is fixed for ever; write partitions: {self.partitions}, or move to another kafka_prefix with "
+                "`relay journal copy`"
+            )
+
 
 def new_meta(partitions: int, *, ident: str = "", whole: bool = True) -> Meta:
     """That of a journal which begins, under a new id unless it is a copy."""
