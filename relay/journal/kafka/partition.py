@@ -220,7 +220,10 @@ class Partition(SqliteJournal):
             await asyncio.gather(self._feeding, return_exceptions=True)
             self._feeding = None
         await self._in_thread(self._drop_writer)
+        damaged = self._damage is not None
         await super().close()
+        if damaged:
+            self._wipe()
 
     def lose(self, why: Why) -> None:
         """It is somebody else's: every waiting or later call raises LeaseLost."""
