@@ -123,7 +123,7 @@ def _inline_sink(name: str, settings: Settings, broker: "KafkaBroker", metrics: 
             partitions=creation.partitions if creation else 1,
             replication_factor=creation.replication_factor if creation else -1,
         ),
-        metrics=metrics.sink(name),
+        metrics=metrics.sink(name, owned=False),
         clock=clock,
     )
 
@@ -249,7 +249,7 @@ async def make_courier(
         target=_target(settings, name),
         rule=rules.get(name),
         keep_seconds=chosen.keep.total_seconds(),
-        metrics=metrics.sink(name),
+        metrics=metrics.sink(name, shared=settings.is_inline(name)),
         clock=clock,
     )
 

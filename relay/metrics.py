@@ -260,9 +260,9 @@ class Metrics:
             self._sources[name] = SourceMetrics(self, name)
         return self._sources[name]
 
-    def sink(self, name: str) -> "SinkMetrics":
+    def sink(self, name: str, *, owned: bool = True, shared: bool = False) -> "SinkMetrics":
         """The metrics of one sink, its counters at zero."""
-        return SinkMetrics(self, name)
+        return SinkMetrics(self, name, owned=owned, shared=shared)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -416,11 +416,15 @@ class SourceMetrics:
 
 
 class SinkMetrics:
-    """Counts for one sink."""
+    """Counts for one sink.
 
-    def __init__(self, metrics: Metrics, name: str) -> None:
+    Into one that is `shared` every process writes with its polls, and counts that; without `owned` it does no more.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, *, owned: bool = True, shared: bool = False) -> None:
         self._metrics = metrics
         self._name = name
+        self._shared = shared
         self.journal_failed = metrics.journal_failed
         for outcome in get_args(DeliveryOutcome):
             metrics.deliveries.labels(name, outcome, "")
@@ -432,8 +436,9 @@ class SinkMetrics:
         metrics.errors.labels(f"sink {name}", "when")
         metrics.delivery_duration.labels(name)
         metrics.lag.labels(name)
-        metrics.dead_letters.labels("sink", name).set(0)
-        self.entered("ok")
+        if owned:
+            metrics.dead_letters.labels("sink", name).set(0)
+            self.entered("ok")
 
     def delivered(
         self, lags_seconds: Sequence[float], outcome: DeliveryOutcome = "delivered", *, events: int, seconds: float
@@ -483,7 +488,13 @@ class SinkMetrics:
         self._metrics.dead_letters.labels("sink", self._name).set(total)
 
     def remove(self) -> None:
-        """Drops every series of this sink: another process owns it now, and counts."""
+        """Drops the series of this sink: another process owns it now, and counts."""
+        if self._shared:
+            metrics = self._metrics
+            for gauge in (metrics.sink_state, metrics.sink_paused_until, metrics.backlog, metrics.backlog_oldest):
+                gauge.remove_by_labels({"sink": self._name})
+            metrics.dead_letters.remove_by_labels({"component": "sink", "name": self._name})
+            return
         self._metrics.remove(sink=self._name)
         self._metrics.remove(component=f"sink {self._name}")
         self._metrics.remove(component="sink", name=self._name)
