@@ -1,6 +1,7 @@
 """`relay check`: tries everything that the configuration names, a line each, with the cure where it failed.
 
-It sends no event, and may run beside a running relay. A Kafka sink's topic of positions is made if it is missing.
+It sends no event, and may run beside a running relay. A Kafka sink's topic of positions is made if it is missing,
+those of a journal on Kafka are not.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ from relay.incidents import Known
 from relay.journal import Way
 from relay.metrics import Metrics
 from relay.passes import sound
-from relay.settings import REGIONS, Secret, Settings, SlackSink, Source, TeamsSink, Tls, WebhookSink
+from relay.settings import REGIONS, KafkaSink, Secret, Settings, SlackSink, Source, TeamsSink, Tls, WebhookSink
 from relay.signing import secrets_in
 from relay.states import VIEWS, View
 from relay.status import FULL_RATIO, CheckLine, own_words
@@ -155,13 +156,14 @@ class _Held:
     """What the journal holds, as far as it could be looked at: an incident is there with its source.
 
     `incidents` is None when they cannot be had, and `why` then says it. `stopped` are the sinks that a person has to
-    set going, each with its state and the reason.
+    set going, each with its state and the reason. `usable`: it was not found to be wrong.
     """
 
     journal_id: str = UNKNOWN_JOURNAL
     incidents: Sequence[tuple[str, Known]] | None = ()
     why: str = ""
     stopped: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    usable: bool = True
 
 
 async def check(settings: Settings, *, offline: bool) -> list[CheckLine]:
@@ -242,6 +244,8 @@ def _rule_tried(name: str, settings: Settings, rules: Mapping[str, "Rule"], held
 
 async def _journal(settings: Settings, clock: Clock) -> tuple[list[CheckLine], _Held]:
     """Its lines, and what it holds if it could be opened, or if the relay that holds it told."""
+    if settings.journal.kind == "kafka":
+        return await _kafka_journal(settings)
     path = settings.journal.path
     if not _exists(path) and not _exists(path.with_name(f"{path.name}-wal")):
         return _new_journal(path, settings.journal.max_bytes), _Held()
@@ -315,21 +319,117 @@ def _new_journal(path: Path, max_bytes: int) -> list[CheckLine]:
 
 def _room(path: Path, max_bytes: int) -> list[CheckLine]:
     """A failure when nothing more fits on the volume, a warning when it is too small for the journal at its largest."""
-    free = shutil.disk_usage(path.parent).free
+    held = path.stat().st_size if path.exists() else 0
+    return _room_on(path.parent, "journal", path.name, held=held, max_bytes=max_bytes)
+
+
+def _room_on(folder: Path, what: str, name: str, *, held: int, max_bytes: int) -> list[CheckLine]:
+    free = shutil.disk_usage(folder).free
     if free < NO_ROOM_BYTES:
-        text = f"no room is left on the volume of {path.name}, {_amount(free)} are free"
+        text = f"no room is left on the volume of {name}, {_amount(free)} are free"
         return [_failed("journal", text, "Make room there; a relay that waits for it goes on by itself. Then:")]
-    room = free + (path.stat().st_size if path.exists() else 0)
+    room = free + held
     if room >= ROOM_RATIO * max_bytes:
         return []
     text = (
-        f"{_amount(room)} are there for {path.name}; journal.max_bytes = {_amount(max_bytes)} wants "
+        f"{_amount(room)} are there for {name}; journal.max_bytes = {_amount(max_bytes)} wants "
         f"{_amount(int(ROOM_RATIO * max_bytes))}"
     )
     cure = (
-        "Give the journal a larger volume, or lower journal.max_bytes. On a full disk polling stops; nothing is lost."
+        f"Give the {what} a larger volume, or lower journal.max_bytes. On a full disk polling stops; nothing is lost."
     )
     return [CheckLine(outcome="warn", name="journal", text=text, cure=cure)]
+
+
+# -- journal on Kafka -------------------------------------------------------------------------------------------------
+
+
+async def _kafka_journal(settings: Settings) -> tuple[list[CheckLine], _Held]:
+    """Its lines, and what can be told of it without taking part."""
+    from relay.journal.kafka.journal import topic_plans  # noqa: PLC0415  # a file needs nothing of it
+    from relay.journal.kafka.partition import Topics  # noqa: PLC0415
+    from relay.journal.kafka.probe import Probe  # noqa: PLC0415
+
+    chosen, prefix = settings.journal, settings.kafka_prefix
+    topics = Topics(prefix=prefix)
+    cache = _cache(settings)
+    unusable = _Held(incidents=None, why="the journal cannot be read", usable=False)
+    try:
+        probe = Probe(settings.journal_kafka_options(), prefix=prefix, replication_factor=chosen.replication_factor)
+    except ConfigError as error:
+        return [_failed("journal", str(error), "Correct the configuration, then:"), *cache], unusable
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            found = await probe.journal(topic_plans(topics, chosen.partitions, chosen.retention.total_seconds()))
+        if found.meta is not None:
+            found.meta.require_usable(topics)
+            found.meta.require_partitions(chosen.partitions, topics)
+    except TimeoutError:
+        text = f"no answer within {PATIENCE_SECONDS:g} s"
+        return [_failed("journal", text, "See whether the brokers answer at all, then:"), *cache], unusable
+    except (ConfigError, SinkError, JournalError) as error:
+        return [_failed("journal", *_with_hint(str(error).removeprefix("the journal on Kafka: "))), *cache], unusable
+    finally:
+        await probe.close()
+    begun = found.meta is not None
+    held = _Held(
+        journal_id=found.meta.id if found.meta is not None else UNKNOWN_JOURNAL,
+        incidents=None if begun else (),
+        why="what is known of them is in Kafka",
+        stopped=await _told_stopped(settings) if found.members else {},
+    )
+    text = "; ".join(
+        [
+            found.cluster,
+            f"journal {prefix} with {count(chosen.partitions, 'partition')}" + ("" if begun else ", not begun yet"),
+            *([f"the first start makes the topics {_listed(found.missing)}"] if found.missing else []),
+            f"a transaction was {'committed' if found.committed else 'begun'}",
+            f"{count(found.members, 'replica')} run" if found.members > 1 else f"{found.members or 'no'} replica runs",
+        ]
+    )
+    return [CheckLine(outcome="ok", name="journal", text=text), *cache], held
+
+
+def _cache(settings: Settings) -> list[CheckLine]:
+    """Whether the cache can be written, beside a relay that holds it, and has the room for all that may wait in it."""
+    path = settings.journal.cache_dir
+    folder = next(one for one in (path, *path.parents) if _exists(one))
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        text = f"the cache {path.name} cannot be {'written' if folder == path else f'made in {folder}'}"
+        cure = "Name a folder on a local disk that the relay can write in journal.cache_dir. To try again:"
+        return [_failed("journal", text, cure)]
+    held = sum(file.stat().st_size for file in path.glob("*.db*")) if folder == path else 0
+    waits = any(not settings.is_inline(name) for name in settings.sinks)
+    return _room_on(folder, "cache", path.name, held=held, max_bytes=settings.journal.max_bytes if waits else 0)
+
+
+async def _inline(name: str, chosen: KafkaSink, settings: Settings, held: _Held) -> CheckLine:
+    """A sink that is written with the polls: all but its topic is the journal's."""
+    from relay.journal.kafka.probe import Probe  # noqa: PLC0415
+
+    if not held.usable:
+        return CheckLine(outcome="skip", name=name, text="written with the polls, which need the journal first")
+    creation = chosen.create_topic
+    try:
+        probe = Probe(settings.journal_kafka_options(), prefix=settings.kafka_prefix)
+        try:
+            found = await probe.topic(
+                chosen.topic,
+                create=creation is not None,
+                partitions=creation.partitions if creation else 1,
+                replication_factor=creation.replication_factor if creation else -1,
+            )
+        finally:
+            await probe.close()
+    except (ConfigError, SinkError) as error:
+        text, cure = _with_hint(str(error).removeprefix("the journal on Kafka: "))
+        return _failed(name, text, cure or "Polling waits for it. To try again:")
+    return CheckLine(outcome="ok", name=name, text=f"written with the polls; {found}")
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _amount(size: int, of: int | None = None) -> str:
@@ -629,6 +729,8 @@ def _plain(proxy: str | Secret) -> str:
 
 async def _sink(name: str, settings: Settings, held: _Held) -> CheckLine:
     chosen = settings.sinks[name]
+    if isinstance(chosen, KafkaSink) and settings.is_inline(name):
+        return await _inline(name, chosen, settings, held)
     state, why = held.stopped.get(name, ("", ""))
     if state == "disabled":
         return CheckLine(outcome="skip", name=name, text="disabled by an operator")

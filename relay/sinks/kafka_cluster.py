@@ -381,12 +381,19 @@ class Topics:
 
     def end_of_cursors(self) -> int:
         """The offset behind the last record, of open transactions as well."""
+        doing = "looking for the end of the positions"
         partition = TopicPartition(self._plan.cursors, 0)
-        asked = self._admin.list_offsets(
-            {partition: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
-            isolation_level=IsolationLevel.READ_UNCOMMITTED,
-        )
-        return int(self._ask("looking for the end of the positions", asked[partition]).offset)
+        while True:
+            asked = self._admin.list_offsets(
+                {partition: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
+                isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            )
+            try:
+                return int(self._ask(doing, asked[partition]).offset)
+            except KafkaException as exc:
+                if error_of(exc).code() != KafkaError._NOENT:  # a new topic, of whose leader nobody has heard yet
+                    raise
+                self._watch.pause(doing)
 
     def _cleanup_policy(self, topic: str) -> str:
         return self._settings(topic)["cleanup.policy"]

@@ -1,4 +1,4 @@
-"""The twelve ways to configure a relay wrongly, as a person meets them: what `relay check` prints, and its cure.
+"""The ways to configure a relay wrongly, as a person meets them: what `relay check` prints, and its cure.
 
 Each goes through the real command, with real names of hosts: a proxy that inspects TLS leads them to parts of ours.
 `docs/troubleshooting.md` shows what is printed, and is held to it here.
@@ -29,7 +29,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from relay.clock import SystemClock
 from relay.simulator import Fault, Served, Simulator, serve
-from tests.support.kafka import USERS, Kafka, create_topic, fresh
+from tests.support.broker import Cluster
+from tests.support.kafka import USERS, Kafka, create_topic, fresh, require_broker
 from tests.support.process import Finished, finished
 from tests.support.receiver import Receiver, Told, receiving, stall, unused_port
 from tests.support.tls import make_certificates
@@ -198,6 +199,7 @@ class Scene:
         }
         self.sinks: dict[str, Any] = {"disk": {"type": "file", "path": "events.ndjson"}}
         self.kafka: dict[str, Any] = {}
+        self.journal: dict[str, Any] = {}
         self.changes[f"127.0.0.1:{self.gateway.port}"] = "proxy.example:3128"
         (self.folder / "acme.secret").write_text(PASSWORD)
 
@@ -216,7 +218,7 @@ class Scene:
         document: dict[str, Any] = {
             "sources": {"acme": self.source},
             "sinks": self.sinks,
-            "journal": {"max_bytes": "1MiB"},
+            "journal": {"max_bytes": "1MiB", **self.journal},
         }
         if self.kafka:
             document |= {"kafka": self.kafka, "kafka_prefix": self.prefix}
@@ -576,6 +578,93 @@ async def test_10_no_right_to_the_topic_at_all(scene: Scene, kafka: Kafka) -> No
         f"Describe and Write on topic {topic}; on {scene.prefix}.cursors also Create, Read and DescribeConfigs. "
         "To try again:"
     )
+
+
+# -- the journal on Kafka ---------------------------------------------------------------------------------------------
+
+
+def journal_on(scene: Scene, bootstrap: str, **options: str) -> None:
+    """The journal on this cluster, and no Kafka sink."""
+    through_kafka(scene, bootstrap, **options)
+    del scene.sinks["siem"]
+    scene.journal = {"kind": "kafka"}
+    scene.prefix = fresh("relay")
+    scene.changes[scene.prefix] = "relay"
+
+
+@pytest.mark.kafka
+async def test_13_the_journal_lacks_rights(scene: Scene, kafka: Kafka) -> None:
+    login = {"sasl_mechanism": "PLAIN", "sasl_username": "limited", "sasl_password": USERS["limited"]}
+    journal_on(scene, kafka.own.bootstrap_of("SASL"), security_protocol="sasl_plaintext", **login)
+    said = await scene.said("journal")
+    assert said.outcome == "fail"
+    assert said.text == (
+        "User:limited lacks rights Allow User:limited Create, Describe, DescribeConfigs, Read and Write on the topics "
+        f"that begin with {scene.prefix}.; Read on group {scene.prefix}; Describe and Write on the transactional ids "
+        f"that begin with {scene.prefix}-. To try again:"
+    )
+    assert said.command == "relay check"
+    is_on_the_page("No rights for the journal", said)
+
+
+@pytest.mark.kafka
+async def test_14_a_topic_of_the_journal_has_another_policy(scene: Scene, kafka: Kafka) -> None:
+    journal_on(scene, kafka.bootstrap)
+    create_topic(kafka.bootstrap, f"{scene.prefix}.state", partitions=16, config={"cleanup.policy": "delete"})
+    said = await scene.said("journal")
+    assert said.outcome == "fail"
+    assert said.text == (
+        f"topic {scene.prefix}.state has cleanup.policy=delete "
+        "It needs cleanup.policy=compact: set that, or set another kafka_prefix. To try again:"
+    )
+    assert said.command == "relay check"
+    is_on_the_page("Topic of the journal", said)
+
+
+@pytest.mark.kafka
+async def test_15_the_journal_has_another_number_of_partitions(scene: Scene, kafka: Kafka) -> None:
+    journal_on(scene, kafka.bootstrap)
+    create_topic(kafka.bootstrap, f"{scene.prefix}.state", partitions=32, config={"cleanup.policy": "compact"})
+    said = await scene.said("journal")
+    assert said.outcome == "fail"
+    assert said.text == (
+        f"topic {scene.prefix}.state has 32 partitions instead of 16 "
+        "Write journal.partitions: 32, or set another kafka_prefix. To try again:"
+    )
+    assert said.command == "relay check"
+    is_on_the_page("Partitions of the journal", said)
+
+
+@pytest.mark.kafka
+async def test_16_brokers_that_cannot_keep_transactions(scene: Scene, tmp_path: Path) -> None:
+    require_broker()
+    with Cluster(tmp_path / "kafka", properties={"transaction.state.log.replication.factor": "3"}) as cluster:
+        journal_on(scene, cluster.bootstrap)
+        said = await scene.said("journal")
+    assert said.outcome == "fail"
+    assert said.text == (
+        "fencing took too long Let transaction.state.log.replication.factor and transaction.state.log.min.isr of the "
+        "brokers be no more than the brokers that run, and all of these reachable. To try again:"
+    )
+    assert said.command == "relay check"
+    is_on_the_page("Brokers without transactions", said)
+
+
+@pytest.mark.kafka
+async def test_17_the_cache_cannot_be_made(scene: Scene, kafka: Kafka) -> None:
+    journal_on(scene, kafka.bootstrap)
+    (scene.folder / "taken").write_text("")
+    scene.journal["cache_dir"] = "taken/relay-cache"
+    scene.changes[str(scene.folder / "taken")] = "/etc/relay"
+    result = await scene.check()
+    assert result.code == 1
+    said = scene.block(result.stdout[result.stdout.index("fail   journal") :], "journal")
+    assert said.text == (
+        f"the cache relay-cache cannot be made in {scene.folder / 'taken'} "
+        "Name a folder on a local disk that the relay can write in journal.cache_dir. To try again:"
+    )
+    assert said.command == "relay check"
+    is_on_the_page("Cache of the journal", said)
 
 
 # -- chat -------------------------------------------------------------------------------------------------------------
