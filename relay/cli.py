@@ -75,6 +75,15 @@ def main() -> None:
         _fail(str(error), 2)
     except RelayError as error:
         _fail(str(error), 1)
+    except ExceptionGroup as group:  # tasks of the daemon that can't go on
+        ours, others = group.split(RelayError)
+        if ours is None or others is not None:
+            raise
+        _fail(str(_first(ours)), 1)
+
+
+def _first(error: Exception) -> Exception:
+    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 def hold_standard_descriptors() -> None:

@@ -28,11 +28,12 @@ from relay.journal.kafka import KafkaBroker, KafkaJournal
 from relay.sinks.kafka_cluster import Watch
 from tests.support.broker import Cluster
 from tests.support.kafka import USERS, Kafka, create_topic, fresh, partitions_of, require_broker
-from tests.support.process import Finished, finished
+from tests.support.process import child, finished
 from tests.support.receiver import unused_port
 
 pytestmark = pytest.mark.kafka
 
+PAGE: Final = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 PARTITIONS: Final = 3
 LONG_SECONDS: Final = 90.0
 Topic, Group, TransactionalId = ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID
@@ -70,10 +71,12 @@ async def opened(journal: KafkaJournal) -> AsyncIterator[KafkaJournal]:
         await journal.close()
 
 
-async def run(folder: Path, kafka: Mapping[str, str], prefix: str, **journal: Any) -> Finished:
-    """`relay run` with this journal, which does not get as far as to ask its source."""
+def configure(folder: Path, kafka: Mapping[str, str], prefix: str, **journal: Any) -> None:
+    """A relay with this journal, whose source does not answer."""
+    nowhere = f"http://127.0.0.1:{unused_port()}"
+    source = {"base_url": nowhere, "token_url": nowhere, "username": "api@acme.example", "password": "canary-password"}
     document = {
-        "sources": {"acme": {"region": "eu", "username": "api@acme.example", "password": "canary-password"}},
+        "sources": {"acme": source},
         "journal": {"kind": "kafka", "partitions": PARTITIONS, **journal},
         "kafka_prefix": prefix,
         "kafka": dict(kafka),
@@ -81,19 +84,23 @@ async def run(folder: Path, kafka: Mapping[str, str], prefix: str, **journal: An
         "http": {"port": 0, "host": "127.0.0.1"},
     }
     (folder / "relay.yaml").write_text(yaml.safe_dump(document))
-    result = await finished(folder, "run", within=LONG_SECONDS)
-    assert not [secret for secret in ("canary", *USERS.values()) if secret in result.stdout + result.stderr]
-    return result
 
 
 async def refusal(folder: Path, kafka: Mapping[str, str], prefix: str, *, code: int = 2, **journal: Any) -> str:
     """What `relay run` refuses this with, as one error; its lines joined."""
-    result = await run(folder, kafka, prefix, **journal)
+    configure(folder, kafka, prefix, **journal)
+    result = await finished(folder, "run", within=LONG_SECONDS)
     assert result.code == code, result
-    errors = re.findall(r"^error +(.*\n(?: {2,}.*\n)*)", result.stderr, re.MULTILINE)
-    assert len(errors) == 1, result
+    assert not [secret for secret in ("canary", *USERS.values()) if secret in result.stdout + result.stderr]
     assert "Traceback" not in result.stderr
-    return re.sub(r"\s+", " ", errors[0]).strip()
+    (told,) = errors(result.stderr)
+    return told
+
+
+def errors(output: str) -> list[str]:
+    """What is said to whoever started it."""
+    found = re.findall(r"^error +(.*\n(?: {2,}.*\n)*)", output, re.MULTILINE)
+    return [re.sub(r"\s+", " ", one).strip() for one in found]
 
 
 def login(kafka: Kafka, user: str, password: str = "") -> dict[str, str]:
@@ -323,23 +330,31 @@ async def test_a_replica_with_a_name_of_its_own_gets_back_what_it_had_and_nobody
         assert two._version == seen
 
 
-async def test_two_replicas_of_one_name_are_told_apart_by_whoever_runs_them(
+async def test_of_two_replicas_with_one_name_the_first_ends_and_says_why(
     kafka: Kafka, prefix: str, tmp_path: Path
 ) -> None:
-    options = {"group.instance.id": "same"}
+    options = {"bootstrap.servers": kafka.bootstrap, "group.instance.id": "same"}
+    one, two = (tmp_path / name for name in ("one", "two"))
+    for folder in (one, two):
+        folder.mkdir()
+        configure(folder, options, prefix)
+    async with child(one, "run") as first:
+        await first.logged("partition taken")
+        async with child(two, "run") as second:
+            assert await first.ended() == 1
+            assert "Traceback" not in first.stderr.decode()
+            (told,) = errors(first.stderr.decode())
+            await second.logged("partition taken")
+    assert is_on_the_page(told)
+    assert told == (
+        "the journal on Kafka: taking part in the group: another process uses this group.instance.id, or one that was "
+        "killed did: Broker: Static consumer fenced by other consumer with same group.instance.id; give each replica "
+        "one of its own"
+    )
 
-    async def followed(journal: KafkaJournal) -> None:
-        while True:
-            await journal.reassigned(journal._version)
 
-    async with (
-        opened(journal_on(kafka.bootstrap, prefix, tmp_path / "one", options)) as first,
-        asyncio.timeout(LONG_SECONDS),
-    ):
-        await first.settled()
-        async with opened(journal_on(kafka.bootstrap, prefix, tmp_path / "two", options)):
-            with pytest.raises(JournalUnavailable, match=r"another process uses this group\.instance\.id, or .* own"):
-                await followed(first)
+def is_on_the_page(told: str) -> bool:
+    return told in re.sub(r"\s+", " ", PAGE.read_text())
 
 
 async def test_the_newer_protocol_of_groups_needs_nothing_else(kafka: Kafka, prefix: str, tmp_path: Path) -> None:
