@@ -11,12 +11,14 @@ import msgspec
 from relay.clock import Clock
 from relay.errors import JournalIncompatible, JournalMisplaced, LeaseLost
 from relay.journal import Component
-from relay.journal.kafka.broker import Broker, Message, Record
+from relay.journal.kafka.broker import Broker, Doubtful, Message, Record
 from relay.journal.kafka.partition import Topics
 
 META_KEY: Final = b"meta"
 META_VERSION: Final = 1
 RETRY_SECONDS: Final = 0.1
+DOUBT_SECONDS: Final = 10.0
+"""For so long a commit in doubt is settled by another fence: brokers fail those of two that fence each other."""
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +90,7 @@ async def read_meta(broker: Broker, topics: Topics) -> Meta | None:
 
 async def write_meta(broker: Broker, topics: Topics, change: Callable[[Meta | None], Meta], *, clock: Clock) -> Meta:
     """Of several that change it at once, the last to fence sees what the others have written. Raises JournalError."""
+    began = clock.monotonic()
     while True:
         writer = broker.writer(f"{topics.prefix}-meta")
         try:
@@ -95,12 +98,14 @@ async def write_meta(broker: Broker, topics: Topics, change: Callable[[Meta | No
             meta = change(await read_meta(broker, topics))
             record = Record(topics.control, 0, META_KEY, msgspec.json.encode(meta))
             await asyncio.to_thread(writer.commit, [record])
-        except LeaseLost:
-            await clock.sleep(RETRY_SECONDS)
+        except (LeaseLost, Doubtful) as error:
+            if isinstance(error, Doubtful) and clock.monotonic() - began > DOUBT_SECONDS:
+                raise
         else:
             return meta
         finally:
             await asyncio.to_thread(writer.close)
+        await clock.sleep(RETRY_SECONDS)
 
 
 def _decoded(message: Message, topic: str) -> Meta:
