@@ -139,8 +139,8 @@ class Bulletin:
         if self.execute is None:
             return
         for ident, command in list(self._commands.items()):
-            mine = command.to is None or self.owns(command.to)
-            if mine and ident not in self._begun and command.sender != self._process:
+            mine = command.sender != self._process if command.to is None else self.owns(command.to)
+            if mine and ident not in self._begun:
                 self._begun.add(ident)
                 self._spawn(self._obey(command, self.execute), f"execute {ident}")
 

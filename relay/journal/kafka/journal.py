@@ -88,6 +88,7 @@ class KafkaJournal:
         self._latest: Reader | None = None
         self._newest: list[Delivery] = []
         self._failure: JournalError | None = None
+        self._bug: BaseException | None = None
         self.fenced = 0
         """How often somebody else had fenced a partition of ours."""
 
@@ -220,8 +221,12 @@ class KafkaJournal:
         await self._announce()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
+        """What is none of our errors is a bug: whoever waits for a change hears of it, and ends the process."""
         if task in self._background:
             self._background.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug = error
+            asyncio.create_task(self._announce(), name="announce the end").add_done_callback(lambda _done: None)
 
     async def _give_back(self, membership: Membership, number: int) -> None:
         """Waits until its tasks have let go; the group waits a few seconds for that."""
@@ -235,6 +240,7 @@ class KafkaJournal:
         if number not in self._taking and number not in self._held:
             task = asyncio.create_task(self._take(number), name=f"take partition {number}")
             self._taking[number] = task
+            task.add_done_callback(self._ended)
 
     async def _take(self, number: int) -> None:
         """Fences, restores, and announces it; tries again for as long as the group says it is ours."""
@@ -313,6 +319,8 @@ class KafkaJournal:
         """Returns when what is held here has changed. Raises JournalError when it never will again."""
         async with self._news:
             await self._news.wait_for(lambda: self._version != seen or self._failure is not None)
+        if self._bug is not None:
+            raise self._bug
         if self._failure is not None:
             raise self._failure
         return self._version
