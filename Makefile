@@ -52,7 +52,7 @@ test: setup kafka programs ## every test but those of `prove`; REPORT=-q and the
 	$(BIN)/python -m pytest $(REPORT)
 
 prove: setup kafka programs ## what takes longer than a minute: many kills, long outages, each guarantee broken on purpose
-	$(BIN)/python -m pytest -m prove -s $(REPORT)
+	$(BIN)/python -m pytest -m "prove and not kube" -s $(REPORT)
 	$(BIN)/python -m tests.breaks
 
 image: ## the container image, by Docker or Buildah; IMAGE=name:tag, BASE=3.13-slim-trixie, CA=bundle behind a TLS proxy
@@ -77,8 +77,8 @@ manifests: setup $(HELM) ## deploy/kubernetes/relay.yaml, for those without Helm
 sbom: setup ## what the image is made of, as CycloneDX; SBOM=file
 	$(BIN)/python -m tests.kube sbom $(or $(SBOM),$(CACHE)/sbom.json)
 
-e2e-kube: setup kafka ## the image on a real one-node Kubernetes; skips, by name, where this machine lacks the rights
-	$(BIN)/python -m pytest tests/kube -m kube --capture=sys --durations=0 --durations-min=1 $(REPORT)
+e2e-kube: setup kafka ## the image on a real one-node Kubernetes; skips, by name, where this machine lacks the rights; WHOLE=1 for all
+	$(BIN)/python -m pytest tests/kube -m $(if $(WHOLE),kube,"kube and not prove") --capture=sys --durations=0 --durations-min=1 $(REPORT)
 
 bench: setup kafka ## ratios against a floor in the same run
 	$(BIN)/python -m tests.bench
