@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from relay import __version__, control, web
+from relay import __version__, admin, control, web
 from relay.assembly import Accounts, make_journal, make_links, make_rules, process_name
 from relay.clock import Clock, Instant, SystemClock
 from relay.delivery import Carrier
@@ -88,12 +88,12 @@ class Relay:
         listener = web.bind(self.settings.http.host, self.settings.http.port)
         self.http_port = listener.getsockname()[1]
         async with self._opened():
-            admin = web.bind_admin(self.settings.admin_socket_path)
-            await self._run(listener, admin)
+            socket_ = web.bind_admin(self.settings.admin_socket_path)
+            await self._run(listener, socket_)
         self.settings.admin_socket_path.unlink(missing_ok=True)
         log.info("relay stopped")
 
-    async def _run(self, listener: socket.socket, admin: socket.socket) -> None:
+    async def _run(self, listener: socket.socket, commands: socket.socket) -> None:
         async with asyncio.TaskGroup() as group:
 
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -103,11 +103,13 @@ class Relay:
 
             beside = [
                 start("serve http", web.serve(web.application(self), listener)),
-                start("serve the admin socket", web.serve(web.application(self, commands=control.routes(self)), admin)),
+                start(
+                    "serve the admin socket", web.serve(web.application(self, commands=admin.routes(self)), commands)
+                ),
                 start("tend the journal", self._tend()),
                 start("report figures", self._report()),
             ]
-            self.journal.obey(control.obedience(self))
+            self.journal.obey(admin.obedience(self))
             self.roster.start(group)
             following = start("follow the journal", self.roster.follow())
             log.info("relay started", sources=len(self.sources), sinks=len(self.couriers), http_port=self.http_port)

@@ -1,12 +1,13 @@
 """Commands that look at or change a relay: sent to its admin socket, or done on its journal when no relay runs.
 
-A command is data. Whoever has the journal open executes it: once, and durable when it is answered.
+A command is data. Whoever has the journal open executes it: once, and durable when it is answered. How one reaches the
+process that is meant: `relay.admin`.
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +17,6 @@ from typing import Any, Final, Protocol
 
 import httpx
 import msgspec
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from relay.assembly import make_courier, make_journal, make_sink, require_alone
 from relay.clock import SECOND, Clock, Instant
@@ -34,7 +32,6 @@ from relay.journal import (
     SinkLease,
     StoredSink,
     StoredSource,
-    Task,
 )
 from relay.metrics import Metrics
 from relay.settings import Settings, parse_duration
@@ -51,7 +48,8 @@ SHORTEST_PREFIX: Final = 4
 """An id may be cut to so many characters, as long as it names one event."""
 LISTED: Final = 50
 NOBODY: Final = "no relay runs at present"
-_USAGE: Final = 400
+USAGE_STATUS: Final = 400
+"""How a running relay answers what is wrong with the command itself."""
 _COPY: Final = "copy"
 
 
@@ -163,11 +161,7 @@ AnyCommand = (
     | Discard
     | Replay
 )
-_decode: Final[Callable[[bytes], AnyCommand]] = msgspec.json.Decoder(AnyCommand).decode
-OTHERS_SECONDS: Final = 20.0
-"""How long other processes of this relay may take to answer."""
-_OF_ALL: Final = (ListDeadLetters, ShowDeadLetter, Redrive, Discard)
-"""What each process has to be asked for."""
+decode_command: Final[Callable[[bytes], AnyCommand]] = msgspec.json.Decoder(AnyCommand).decode
 _SLOW: Final = (Redrive, Discard, Replay, TestSink, RenameSink, EnableSink, DisableSink)
 Answer = dict[str, Any]
 
@@ -193,31 +187,6 @@ class Sender(Protocol):
 
     async def facts(self) -> SinkFacts:
         """What the status says of this sink."""
-        ...
-
-
-class Commanded(Protocol):
-    """What commands need of a running relay."""
-
-    settings: Settings
-    """Those it was started with."""
-    clock: Clock
-    """Its time."""
-    journal: Journal
-    """Opened, every lease taken."""
-
-    @property
-    def sources(self) -> Sequence[SourceTask]:
-        """The tasks of its sources."""
-        ...
-
-    @property
-    def couriers(self) -> Sequence[Sender]:
-        """The tasks of its sinks."""
-        ...
-
-    async def facts(self) -> RelayFacts:
-        """Everything that the status says, of all its processes."""
         ...
 
 
@@ -300,7 +269,7 @@ def backup(settings: Settings, write: Callable[[bytes], object], *, clock: Clock
 
 async def _backup_alone(settings: Settings, write: Callable[[bytes], object], clock: Clock) -> int:
     async with _opened(settings, clock) as journal:
-        copy = await _copied(settings, journal)
+        copy = await copied(settings, journal)
         try:
             with copy.open("rb") as file:
                 pieces: Iterator[bytes] = iter(partial(file.read, 1 << 20), b"")
@@ -337,193 +306,15 @@ def _refusal(answer: httpx.Response) -> RelayError:
         text = str(answer.json()["error"])
     except (ValueError, KeyError, TypeError):
         text = f"the relay answered {answer.status_code}: see whether it is of the same version as this command"
-    return ConfigError(text) if answer.status_code == _USAGE else RelayError(text)
+    return ConfigError(text) if answer.status_code == USAGE_STATUS else RelayError(text)
 
 
-# -- answering --------------------------------------------------------------------------------------------------------
+# -- copies -----------------------------------------------------------------------------------------------------------
 
 
-def routes(relay: Commanded) -> Sequence[Route]:
-    """What the admin socket offers beside what is shown."""
-    _copy_path(relay.settings).unlink(missing_ok=True)  # a predecessor was killed amid a backup
-    copying = asyncio.Lock()
-
-    async def commands(request: Request) -> Response:
-        body = await request.body()
-        try:
-            return JSONResponse(await _answered(relay, _decode(body), body))
-        except msgspec.MsgspecError as error:
-            return JSONResponse({"error": f"the running relay does not know this command: {error}"}, status_code=409)
-        except RelayError as error:
-            return _error(error)
-
-    async def copy(_request: Request) -> Response:
-        if copying.locked():
-            return JSONResponse({"error": "another backup is being made: try again when it is done"}, status_code=409)
-        await copying.acquire()
-        try:
-            made = await _copied(relay.settings, relay.journal)
-        except BaseException as error:
-            copying.release()
-            if isinstance(error, RelayError):
-                return _error(error)
-            raise
-
-        def clean() -> None:
-            made.unlink(missing_ok=True)
-            copying.release()
-
-        return _Copy(made, clean)
-
-    return [
-        Route("/api/commands", commands, methods=["POST"]),
-        Route("/api/backup", copy, methods=["GET"]),
-    ]
-
-
-async def _desk(relay: Commanded) -> Desk:
-    """Where commands are executed that come to this process."""
-    facts = await relay.facts()
-    return Desk(
-        settings=relay.settings,
-        journal=relay.journal,
-        clock=relay.clock,
-        running=True,
-        senders={sender.name: sender for sender in relay.couriers},
-        tasks={source.name: source for source in relay.sources},
-        sinks={sink.name: sink for sink in facts.sinks},
-        sources={source.name: source for source in facts.sources},
-    )
-
-
-async def _answered(relay: Commanded, command: AnyCommand, body: bytes) -> Answer:
-    """By whoever owns the task that is meant, by every process, or by this one. Raises RelayError."""
-    _require_meant(command, relay.settings)
-    task = _meant(command)
-    if task is not None and relay.journal.holding(*task) is None:
-        return await _asked(relay, task, body)
-    own = _tried(execute(command, await _desk(relay)))
-    if not isinstance(command, _OF_ALL) or not relay.journal.peers:
-        return _granted(await own)
-    mine, theirs = await asyncio.gather(own, relay.journal.ask(None, body, seconds=OTHERS_SECONDS))
-    silent = sorted(relay.journal.peers.keys() - theirs.keys())
-    if silent:
-        raise RelayError(
-            f"{', '.join(silent)} did not answer within {OTHERS_SECONDS:g} s: try again, or look at its log"
-        )
-    return _merged([mine, *(msgspec.json.decode(one) for one in theirs.values())], command)
-
-
-def _meant(command: AnyCommand) -> Task | None:
-    """The task whose owner has to do it; None when it is nobody's or everybody's."""
-    match command:
-        case EnableSink(sink=name) | DisableSink(sink=name) | TestSink(sink=name) | Replay(sink=name):
-            return "sink", name
-        case AcceptMissing(source=name):
-            return "source", name
-        case Redrive(ids=(), sink=str(name)) | Discard(ids=(), sink=str(name)):
-            return "sink", name
-        case Discard(ids=(), source=str(name)):
-            return "source", name
-    return None
-
-
-def _require_meant(command: AnyCommand, settings: Settings) -> None:
-    """Raises ConfigError for a task that is not configured: nobody would ever answer for it."""
-    task = _meant(command)
-    if task is None or isinstance(command, Discard):
-        return
-    component, name = task
-    if component == "source" and name not in settings.sources:
-        raise ConfigError(_no_source(name, settings.sources))
-    if component == "sink" and name not in settings.sinks:
-        raise ConfigError(f"there is no sink {name}: use one of {', '.join(settings.sinks)}")
-
-
-async def _asked(relay: Commanded, task: Task, body: bytes) -> Answer:
-    """What the owner of the task answers. Raises RelayError."""
-    seconds = SLOW_SECONDS if isinstance(_decode(body), Redrive | Replay) else OTHERS_SECONDS
-    answers = await relay.journal.ask(task, body, seconds=seconds)
-    for answer in answers.values():
-        return _granted(msgspec.json.decode(answer))
-    component, name = task
-    raise RelayError(
-        f"no replica has answered for the {component} {name} within {seconds:g} s: the command waits for one that "
-        "holds it; look at `relay status`"
-    )
-
-
-async def _tried(work: Awaitable[Answer]) -> Answer:
-    """The answer, or the refusal as one."""
-    try:
-        return await work
-    except RelayError as error:
-        return {"error": str(error), "usage": isinstance(error, ConfigError)}
-
-
-def _granted(answer: Answer) -> Answer:
-    if "error" in answer:
-        raise ConfigError(answer["error"]) if answer.get("usage") else RelayError(answer["error"])
-    return answer
-
-
-def _merged(answers: Sequence[Answer], command: AnyCommand) -> Answer:
-    """One answer of several processes, each of which knows its own tasks. Raises RelayError when none could."""
-    good = [answer for answer in answers if "error" not in answer]
-    if not good:
-        return _granted(answers[0])
-    merged = dict(good[0])
-    if isinstance(command, ListDeadLetters):
-        rows = [row for answer in good for row in answer["dead_letters"]]
-        rows.sort(key=lambda row: str(row["since_time"]), reverse=True)
-        return merged | {"total": sum(answer["total"] for answer in good), "dead_letters": rows[: command.limit]}
-    if isinstance(command, ShowDeadLetter):
-        return merged | {"dead_letters": [row for answer in good for row in answer["dead_letters"]]}
-    for key in ("events", "discarded"):
-        if key in merged:
-            merged[key] = sum(answer[key] for answer in good)
-    if "older" in merged:
-        merged["older"] = [ident for answer in good for ident in answer["older"]]
-    merged["done"] = "; ".join(dict.fromkeys(str(answer["done"]) for answer in good))
-    return merged
-
-
-def obedience(relay: Commanded) -> Callable[[bytes, bool], Awaitable[bytes]]:
-    """Executes what other processes of this relay were asked, and answers as they will."""
-
-    async def obey(body: bytes, done_before: bool) -> bytes:
-        if done_before:
-            return msgspec.json.encode({"done": "it was done already, by a replica that has ended since"})
-        try:
-            command = _decode(body)
-        except msgspec.MsgspecError:
-            return msgspec.json.encode({"error": "a replica of another version does not know this command"})
-        return msgspec.json.encode(await _tried(execute(command, await _desk(relay))))
-
-    return obey
-
-
-class _Copy(FileResponse):
-    """A file that goes when it was sent, or when whoever asked has gone."""
-
-    def __init__(self, path: Path, clean: Callable[[], None]) -> None:
-        super().__init__(path, media_type="application/vnd.sqlite3")
-        self._clean = clean
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._clean()
-
-
-def _error(error: RelayError) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=_USAGE if isinstance(error, ConfigError) else 503)
-
-
-async def _copied(settings: Settings, journal: Journal) -> Path:
+async def copied(settings: Settings, journal: Journal) -> Path:
     """A copy beside the journal, on a volume that is known to hold it; its owner alone may read it."""
-    path = _copy_path(settings)
+    path = copy_path(settings)
     path.unlink(missing_ok=True)
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -536,7 +327,8 @@ async def _copied(settings: Settings, journal: Journal) -> Path:
     return path
 
 
-def _copy_path(settings: Settings) -> Path:
+def copy_path(settings: Settings) -> Path:
+    """Where a copy lies until it is sent."""
     own = settings.journal.cache_dir if settings.journal.kind == "kafka" else settings.journal.path
     return own.with_name(f"{own.name}.{_COPY}")
 
@@ -693,7 +485,7 @@ async def _tested_alone(settings: Settings, name: str, clock: Clock) -> str:
     if name not in settings.sinks:
         raise ConfigError(f"there is no sink {name}: use one of {', '.join(settings.sinks)}")
     with TemporaryDirectory(prefix="relay-") as folder:
-        place = settings.journal.model_copy(update={"path": Path(folder) / "test.db"})
+        place = settings.journal.model_copy(update={"kind": "sqlite", "path": Path(folder) / "test.db"})
         journal = make_journal(settings.model_copy(update={"journal": place}), clock=clock)
         await journal.open()
         try:
@@ -791,7 +583,7 @@ async def _rename_source(desk: Desk, old: str, new: str) -> str:
 async def _accept_missing(desk: Desk, label: str) -> str:
     """Lets the next sweep of this source report any number of disappearances."""
     if label not in desk.settings.sources:
-        raise ConfigError(_no_source(label, desk.settings.sources))
+        raise ConfigError(no_source(label, desk.settings.sources))
     if desk.running:
         task = desk.tasks.get(label)
         if task is None:
@@ -806,7 +598,8 @@ async def _accept_missing(desk: Desk, label: str) -> str:
     return f"the next sweep of {label} reports whatever it finds missing; {NOBODY}"
 
 
-def _no_source(label: str, known: Iterable[str]) -> str:
+def no_source(label: str, known: Iterable[str]) -> str:
+    """What to say of a label that nobody knows."""
     return f"there is no source {label}: use one of {', '.join(known)}"
 
 
