@@ -88,12 +88,12 @@ class Relay:
         listener = web.bind(self.settings.http.host, self.settings.http.port)
         self.http_port = listener.getsockname()[1]
         async with self._opened():
-            socket_ = web.bind_admin(self.settings.admin_socket_path)
-            await self._run(listener, socket_)
+            private = web.bind_admin(self.settings.admin_socket_path)
+            await self._run(listener, private)
         self.settings.admin_socket_path.unlink(missing_ok=True)
         log.info("relay stopped")
 
-    async def _run(self, listener: socket.socket, commands: socket.socket) -> None:
+    async def _run(self, public: socket.socket, private: socket.socket) -> None:
         async with asyncio.TaskGroup() as group:
 
             def start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -102,10 +102,8 @@ class Relay:
                 return task
 
             beside = [
-                start("serve http", web.serve(web.application(self), listener)),
-                start(
-                    "serve the admin socket", web.serve(web.application(self, commands=admin.routes(self)), commands)
-                ),
+                start("serve http", web.serve(web.application(self), public)),
+                start("serve the admin socket", web.serve(web.application(self, commands=admin.routes(self)), private)),
                 start("tend the journal", self._tend()),
                 start("report figures", self._report()),
             ]
