@@ -48,13 +48,17 @@ class RateBudget:
 
         Who waits already goes on under the new one.
         """
+        before = self.requests_per_second
         if requests_per_second is not None:
             self._requests_per_second = requests_per_second
         if share is not None:
             self._share = share
+        if self.requests_per_second == before:
+            return
         self._set_limiters()
         for wait in self._waits:
-            wait.reschedule(0)
+            if not wait.expired():  # an earlier change has just woken it
+                wait.reschedule(0)
 
     async def turn(self, lane: Lane) -> None:
         """Returns when one request of this lane may be sent.

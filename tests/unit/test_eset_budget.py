@@ -110,3 +110,16 @@ async def test_what_was_used_is_that_of_the_last_minute(monkeypatch: pytest.Monk
     later = loop.time() + 61
     monkeypatch.setattr(loop, "time", lambda: later)
     assert budget.used_per_second == 0
+
+
+async def test_changes_that_follow_each_other_at_once_wake_who_waits_once() -> None:
+    """Tasks come and go several at a time, each with another share of the rate."""
+    budget = RateBudget(0.01)
+    await budget.turn("live")
+    waiting = asyncio.create_task(budget.turn("live"))
+    await asyncio.sleep(0)
+    budget.change(share=0.5)
+    await asyncio.sleep(0)
+    budget.change(share=1.0)
+    budget.change(requests_per_second=1000)
+    await asyncio.wait_for(waiting, 5)
