@@ -5,7 +5,7 @@ On a fake of Kafka, where a process can be killed between any two lines; on a re
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,17 @@ async def test_every_task_has_one_owner_through_joining_and_leaving(cluster: Fak
         async with process(cluster, tmp_path, "b") as b:
             await until(lambda: held(a, b) == [1] * 12 and sum(held(a)) < 12)
         await until(lambda: held(a) == [1] * 12)
+
+
+async def test_a_process_for_which_nothing_is_left_waits_for_nothing(cluster: FakeCluster, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        processes = [await stack.enter_async_context(process(cluster, tmp_path, name)) for name in "abcde"]
+        async with asyncio.timeout(30):
+            for one in processes:
+                await one.journal.settled()
+                await one.journal.tend()
+                assert (await one.journal.dead_letters(limit=1)).total == 0
+        await until(lambda: held(*processes) == [1] * 12)
 
 
 async def test_the_ledger_goes_with_the_task_and_a_lost_lease_writes_no_more(

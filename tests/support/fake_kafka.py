@@ -591,6 +591,8 @@ class Group:
             if not member.gone:
                 self.members.append(member)
                 self.balance()
+                if member not in self.owners.values():
+                    member.tell(Change("assigned", frozenset()))
 
         self.cluster.later(self.cluster.join_seconds, joined)
 

@@ -128,6 +128,7 @@ class Bulletin:
     def _hear_command(self, ident: str, value: bytes | None) -> None:
         if value is None:
             self._commands.pop(ident, None)
+            self._begun.discard(ident)
             return
         command = msgspec.msgpack.decode(value, type=_Command)
         old = command.at < self._clock.now() - int(KEPT_SECONDS * SECOND)

@@ -324,7 +324,7 @@ class KafkaWriter:
             producer.begin_transaction()
             for record in records:
                 self._produce(producer, record)
-            self._insist("committing", producer.commit_transaction)
+            self._insist("committing", producer.commit_transaction, each_seconds=PATIENCE_SECONDS)
         except KafkaException as exc:
             self._raise(error_of(exc), exc)
         except SinkError as exc:
@@ -379,11 +379,17 @@ class KafkaWriter:
             raise Fenced(str(told)) from cause
         raise Doubtful(str(told)) from cause
 
-    def _insist(self, doing: str, call: Callable[[float], None], *, hint: str = "") -> None:
-        """Calls again for as long as that is how the outcome is learned."""
+    def _insist(
+        self, doing: str, call: Callable[[float], None], *, each_seconds: float = SLICE_SECONDS, hint: str = ""
+    ) -> None:
+        """Calls again for as long as that is how the outcome is learned.
+
+        A commit is called once: librdkafka takes what is left of a call that timed out for the result of the next step,
+        and says that it is in the wrong state, or ends the process.
+        """
         while True:
             try:
-                call(SLICE_SECONDS)
+                call(each_seconds)
             except KafkaException as exc:
                 error = error_of(exc)
                 if not error.retriable():
@@ -582,7 +588,7 @@ class KafkaMembership:
         if partitions:
             consumer.pause(partitions)
             self._ours |= _numbers(partitions)
-            self._tell(Change("assigned", _numbers(partitions)))
+        self._tell(Change("assigned", _numbers(partitions)))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = _numbers(partitions)

@@ -89,6 +89,7 @@ class KafkaJournal:
         self._newest: list[Delivery] = []
         self._failure: JournalError | None = None
         self._bug: BaseException | None = None
+        self._joined = False
         self.fenced = 0
         """How often somebody else had fenced a partition of ours."""
 
@@ -196,10 +197,12 @@ class KafkaJournal:
             await self._changed(membership, change)
 
     async def _changed(self, membership: Membership, change: Change) -> None:
+        self._joined = True
         if change.kind == "assigned":
             self._assigned |= change.partitions
             for number in sorted(change.partitions):
                 self._begin_to_take(number)
+            await self._announce()
             return
         self._assigned -= change.partitions
         for number in change.partitions:
@@ -326,8 +329,8 @@ class KafkaJournal:
         return self._version
 
     async def settled(self) -> None:
-        """Returns when everything that the group has given to this process is held."""
-        while not self._held or self._taking:
+        """Returns when everything that the group has given to this process is held: it may be nothing."""
+        while not self._joined or self._taking:
             await self.reassigned(self._version)
 
     async def _of(self, component: Component, name: str) -> Partition:
@@ -340,8 +343,7 @@ class KafkaJournal:
             await self.reassigned(self._version)
 
     async def _all(self) -> list[Partition]:
-        if not self._held or self._taking:
-            await self.settled()
+        await self.settled()
         return [self._held[number] for number in sorted(self._held)]
 
     # -- leases -------------------------------------------------------------------------------------------------
@@ -420,10 +422,9 @@ class KafkaJournal:
 
     async def latest_events(self, limit: int, *, after: int = 0) -> list[Delivery]:
         """Up to `limit` of the events committed last by any process, newest first."""
-        if self._latest is None:
-            end = await self._broker.end(self.topics.changes, 0)
-            self._latest = await self._broker.reader(self.topics.changes, 0, max(0, end - _LATEST))
         end = await self._broker.end(self.topics.changes, 0)
+        if self._latest is None:
+            self._latest = await self._broker.reader(self.topics.changes, 0, max(0, end - _LATEST))
         idle = 0
         while self._latest.reached() < end and idle < 3:  # a transaction of another process may be open
             messages = await self._latest.read(1000)

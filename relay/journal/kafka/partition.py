@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -190,6 +190,7 @@ class Partition(SqliteJournal):
         self._used = 0
         self._used_upto = 0
         self._tending = asyncio.Lock()
+        self._asking = False
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -311,7 +312,20 @@ class Partition(SqliteJournal):
     def _fence(self) -> None:
         self._drop_writer()
         self._writer = self._common.broker.writer(f"{self._topics.prefix}-{self.number}")
-        self._writer.fence()
+        with self._asking_brokers():
+            self._writer.fence()
+
+    @contextlib.contextmanager
+    def _asking_brokers(self) -> Iterator[None]:
+        self._asking = True
+        try:
+            yield
+        finally:
+            self._asking = False
+
+    def oldest_call_seconds(self) -> float:
+        """Of calls that wait for the disk: those for brokers end by themselves, and a restart would not help them."""
+        return 0.0 if self._asking else super().oldest_call_seconds()
 
     def _drop_writer(self) -> None:
         if self._writer is not None:
@@ -387,7 +401,9 @@ class Partition(SqliteJournal):
                 records = self._rows() + self._outgoing
                 if records:
                     written = True
-                    self._note(db, self._writing().commit(records))
+                    with self._asking_brokers():
+                        ends = self._writing().commit(records)
+                    self._note(db, ends)
         except BaseException:
             self._doubt = written  # from here on only Kafka knows
             raise
@@ -515,7 +531,7 @@ class Partition(SqliteJournal):
 
     async def refresh_letters(self) -> None:
         """Dead letters of sinks that are written with the poll come from whoever polls."""
-        if self._common.inline:
+        if any(self._common.place("sink", sink.name) == self.number for sink in self._common.inline):
             async with self._recovering:
                 self.require_held()
                 await self._follow("dead", self._topics.dead_letters, 0)
