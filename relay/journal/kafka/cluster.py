@@ -34,6 +34,12 @@ RELEASE_SECONDS: Final = 8.0
 READ_SECONDS: Final = 0.1
 CONFIRM_SECONDS: Final = 5.0
 """How long the group may take to say who owns a partition."""
+_READING: Final[Mapping[str, str | int]] = {
+    "fetch.message.max.bytes": LARGEST_RECORD_BYTES,
+    # Read ahead no more than is of use: each partition may have a reader.
+    "queued.min.messages": 4000,
+    "queued.max.messages.kbytes": 4096,
+}
 _POLL_SECONDS: Final = 0.1
 _ABORT_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
@@ -438,7 +444,7 @@ class KafkaReader:
     def _consuming(self) -> Consumer:
         if self._consumer is None:
             options = {**self._plan.connection(), **READER, "error_cb": self._watch.hear, "logger": log}
-            self._consumer = Consumer({**options, "fetch.message.max.bytes": LARGEST_RECORD_BYTES})
+            self._consumer = Consumer({**options, **_READING})
             self._consumer.assign([TopicPartition(self._topic, self._partition, self._offset)])
             self._watch.begin()
         return self._consumer
