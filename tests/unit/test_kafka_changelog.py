@@ -59,6 +59,28 @@ def test_rows_of_the_file_itself_are_not_told() -> None:
     assert rows.taken() == []
 
 
+@pytest.mark.parametrize(
+    "insert",
+    [
+        "incident VALUES (?, 1, hex(?1), 0, 0, 0, 1, x'', 1, x'', 0)",
+        "done VALUES ('siem', ?)",
+        "executed VALUES (?, 0)",
+    ],
+)
+def test_to_note_a_row_costs_the_same_however_many_are_noted(insert: str) -> None:
+    db = cache()
+    Changelog(db).watch()
+    costs = []
+    steps: list[None] = []
+    db.set_progress_handler(lambda: steps.append(None), 1)
+    db.execute("BEGIN")
+    for number in range(400):
+        steps.clear()
+        db.execute(f"INSERT INTO {insert}", (number,))
+        costs.append(len(steps))
+    assert max(costs[300:]) < 1.5 * max(costs[:50])
+
+
 OPERATIONS = st.lists(
     st.tuples(st.sampled_from(["put", "move", "drop", "upsert"]), st.integers(0, 4), st.integers(0, 4)), max_size=30
 )

@@ -155,9 +155,12 @@ def _columns(db: sqlite3.Connection, table: str) -> list[Any]:
 
 
 def _note(number: int, columns: Sequence[str], condition: str) -> str:
-    """Not OR IGNORE: within a trigger the statement's own way with conflicts holds."""
+    """Not OR IGNORE: within a trigger the statement's own way with conflicts holds.
+
+    The plus takes off the affinity that a rowid has: with it every row noted before is looked at, and not the index.
+    """
     padded = [*columns, *(["''"] * (_MOST_KEYS - len(columns)))]
-    same = " AND ".join(f"{place} = {column}" for place, column in zip("abc", padded, strict=True))
+    same = " AND ".join(f"{place} = +{column}" for place, column in zip("abc", padded, strict=True))
     return (
         f"INSERT INTO changed SELECT {number}, {', '.join(padded)} WHERE {condition} "  # noqa: S608  # only our names
         f"AND NOT EXISTS (SELECT 1 FROM changed WHERE t = {number} AND {same});"
