@@ -1,4 +1,4 @@
-"""`make bench`: throughput, idle polls, memory, and growth with the ledger. Prints ratios and what they are held to."""
+"""`make bench`: throughput, replicas, idle polls, memory, growth with the ledger. Prints ratios and their limits."""
 
 import argparse
 import asyncio
@@ -16,25 +16,32 @@ from typing import Any
 
 import psutil
 import structlog
-from confluent_kafka import KafkaError, Producer
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
-from relay.clock import SECOND
 from relay.delivery import Courier
 from relay.eset.client import EsetClient
-from relay.incidents import Event, Known, Scope, diff, tracked_values
-from relay.incidents import Observed as Seen
 from relay.journal import PageCommit, Progress, SourceLease
 from relay.journal.sqlite import SqliteJournal
 from relay.metrics import Metrics
-from relay.poller import Poller
 from relay.sinks.kafka import KafkaSink
-from tests.bench.rig import CLOCK, PAGE_SIZE, USER, VIEWS, Stopwatch, pages, queries, standin
+from tests.bench import replicas
+from tests.bench.rig import (
+    CLOCK,
+    PAGE_SIZE,
+    PARTITIONS,
+    USER,
+    VIEWS,
+    Row,
+    Stopwatch,
+    fabricate,
+    floor,
+    make_poller,
+    queries,
+    say,
+    standin,
+)
 from tests.support.broker import Cluster, install
 
 GIB = 2**30
-PARTITIONS = 6
 
 
 @asynccontextmanager
@@ -47,46 +54,7 @@ async def journal_in(folder: Path) -> AsyncIterator[SqliteJournal]:
         await journal.close()
 
 
-def make_poller(client: EsetClient, lease: SourceLease, metrics: Metrics, *, lookback_seconds: float = 300) -> Poller:
-    return Poller(
-        identity="bench",
-        api=client,
-        lease=lease,
-        start_from="all",
-        lookback_seconds=lookback_seconds,
-        page_size=PAGE_SIZE,
-        clock=CLOCK,
-        observer=metrics.source(USER),
-    )
-
-
 # -- throughput ----------------------------------------------------------------------------------------------------
-
-
-async def floor(client: EsetClient, bootstrap: str) -> int:
-    """Fetch, decode, idempotent produce: what no relay can do without."""
-    topic = f"floor-{uuid.uuid4().hex}"
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    await asyncio.to_thread(admin.create_topics([NewTopic(topic, PARTITIONS)])[topic].result, 30)
-    producer = Producer(
-        {"bootstrap.servers": bootstrap, "enable.idempotence": "true", "compression.type": "lz4", "linger.ms": "5",
-         "partitioner": "murmur2_random", "queue.buffering.max.messages": "200000"}
-    )  # fmt: skip
-    failed: list[KafkaError] = []
-
-    def acknowledged(error: KafkaError | None, _message: object) -> None:
-        if error is not None:
-            failed.append(error)
-
-    count = 0
-    async for page in pages(client, "create_time"):
-        for row in page.observed:
-            producer.produce(topic, row.raw, row.uuid, on_delivery=acknowledged)
-        count += len(page.observed)
-        producer.poll(0)
-    assert await asyncio.to_thread(producer.flush, 60) == 0
-    assert not failed
-    return count
 
 
 async def whole(client: EsetClient, bootstrap: str, folder: Path) -> int:
@@ -115,7 +83,7 @@ async def whole(client: EsetClient, bootstrap: str, folder: Path) -> int:
         return report.events
 
 
-async def throughput(incidents: int, rounds: int, profile: bool) -> list[tuple[str, float, str]]:
+async def throughput(incidents: int, rounds: int, profile: bool) -> list[Row]:
     install()
     ratios, rates = [], []
     with tempfile.TemporaryDirectory() as name, Cluster(Path(name) / "kafka") as kafka:
@@ -151,7 +119,7 @@ async def throughput(incidents: int, rounds: int, profile: bool) -> list[tuple[s
 # -- idle ------------------------------------------------------------------------------------------------------------
 
 
-async def idle(incidents: int, rounds: int) -> list[tuple[str, float, str]]:
+async def idle(incidents: int, rounds: int) -> list[Row]:
     """Polls that see the same pages again, against fetching their bytes and no more."""
     ratios = []
     with tempfile.TemporaryDirectory() as name:
@@ -177,32 +145,6 @@ async def idle(incidents: int, rounds: int) -> list[tuple[str, float, str]]:
 # -- growth -----------------------------------------------------------------------------------------------------------
 
 
-def fabricate(start: int, count: int) -> tuple[list[Known], list[Event]]:
-    """New incidents as the diff makes them, with the random uuids and the sizes of real ones."""
-    scope = Scope(source=USER, start_from=0, first_start=0)
-    rows, events = [], []
-    for number in range(start, start + count):
-        ident = str(uuid.uuid4())
-        fields = {
-            "status": "INCIDENT_STATUS_OPEN", "severity": "INCIDENT_SEVERITY_LEVEL_HIGH", "assigneeUuid": ident,
-            "displayName": f"Suspicious process {number} on workstation", "description": "x" * 180, "tags": ["a", "b"],
-        }  # fmt: skip
-        raw = b'{"uuid":"' + ident.encode() + b'","description":"' + b"y" * 900 + b'"}'
-        seen = Seen(
-            uuid=ident,
-            created=number * SECOND,
-            updated=number * SECOND,
-            values=tracked_values(fields, {"deviceCount": 1}),
-            raw=raw,
-        )
-        found = diff(None, seen, scope=scope, now=start * SECOND)
-        assert found.row is not None
-        assert found.event is not None
-        rows.append(found.row)
-        events.append(found.event)
-    return rows, events
-
-
 async def absorb(lease: SourceLease, start: int, pages_wanted: int, *, with_events: bool) -> float:
     """Look-ups and commits of so many pages of new incidents; returns seconds a page."""
     progress = Progress(identity="bench", first_start=0, start_from=0)
@@ -216,7 +158,7 @@ async def absorb(lease: SourceLease, start: int, pages_wanted: int, *, with_even
     return total / pages_wanted
 
 
-async def growth(known: int) -> list[tuple[str, float, str]]:
+async def growth(known: int) -> list[Row]:
     """What a page of new incidents costs with a small and a large ledger, and what memory the large one takes."""
     with tempfile.TemporaryDirectory() as name:
         async with journal_in(Path(name)) as journal:
@@ -234,23 +176,20 @@ async def growth(known: int) -> list[tuple[str, float, str]]:
     ]
 
 
-def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201  # this is a command
-
-
 def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("--incidents", type=int, default=100_000)
     parser.add_argument("--known", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["throughput", "idle", "growth"])
+    parser.add_argument("--only", choices=["throughput", "replicas", "idle", "growth"])
     parser.add_argument("--profile", action="store_true", help="where the time goes, on standard error")
     options = parser.parse_args()
-    benches: dict[str, Callable[[], Coroutine[Any, Any, list[tuple[str, float, str]]]]] = {
+    benches: dict[str, Callable[[], Coroutine[Any, Any, list[Row]]]] = {
         "growth": lambda: growth(options.known),
         "idle": lambda: idle(20_000, options.rounds),
         "throughput": lambda: throughput(options.incidents, options.rounds, options.profile),
+        "replicas": lambda: replicas.measured(min(options.incidents, 30_000), options.rounds),
     }
     for name, bench in benches.items():
         if options.only in (None, name):
