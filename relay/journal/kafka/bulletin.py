@@ -88,7 +88,7 @@ class Bulletin:
                     await reader.close()
             except JournalUnavailable as error:
                 log.debug("control topic could not be read", error=str(error))
-                await self._clock.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _hear(self, key: bytes, value: bytes | None) -> None:
         try:

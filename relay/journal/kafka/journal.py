@@ -264,7 +264,7 @@ class KafkaJournal:
                 failures += 1
                 write = log.warning if failures in (1, 10) or failures % 60 == 0 else log.debug
                 write("partition could not be taken", partition=number, reason=error.reason, error=str(error))
-                await self._clock.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._held[number] = partition
             self._epoch += 1
@@ -290,7 +290,7 @@ class KafkaJournal:
         self._epochs.pop(number, None)
         await self._announce()
         await self._close_partition(number)
-        await self._clock.sleep(RETRY_SECONDS / 4)
+        await asyncio.sleep(RETRY_SECONDS / 4)
         while number in self._assigned and self._membership is not None:
             try:
                 if await self._membership.confirms(number):
@@ -298,7 +298,7 @@ class KafkaJournal:
                     return
             except JournalUnavailable as error:
                 log.debug("the group could not be asked", partition=number, error=str(error))
-            await self._clock.sleep(RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _drop(self, number: int) -> None:
         self._epochs.pop(number, None)
@@ -542,6 +542,7 @@ def topic_plans(topics: Topics, partitions: int, retention_seconds: float) -> li
         "min.cleanable.dirty.ratio": "0.1",
         "segment.ms": "3600000",
         "segment.bytes": str(64 << 20),
+        "delete.retention.ms": str(_DAY_SECONDS * 1000),
     }
     kept = str(int((retention_seconds + _DAY_SECONDS) * 1000))
     large = {"max.message.bytes": str(16 << 20)}

@@ -105,7 +105,7 @@ async def write_meta(broker: Broker, topics: Topics, change: Callable[[Meta | No
             return meta
         finally:
             await asyncio.to_thread(writer.close)
-        await clock.sleep(RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def _decoded(message: Message, topic: str) -> Meta:

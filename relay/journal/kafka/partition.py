@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -58,7 +58,7 @@ RETRY_SECONDS: Final = 1.0
 _BATCH: Final = 2_000
 _TRIM_EVERY: Final = 20_000
 _OLDEST_CACHE: Final = 6 * 3600 * SECOND
-"""An older cache is made anew: compaction may have removed that rows are gone. Half of what the topic promises less."""
+"""An older cache is made anew: the topics tell for a day only that a row is gone."""
 _ENVELOPE: Final = 1
 _envelope = msgspec.msgpack.Encoder().encode
 _opened: Final = msgspec.msgpack.Decoder(list[Any]).decode
@@ -104,7 +104,7 @@ class Topics:
 
 @dataclass(slots=True, kw_only=True)
 class Common:
-    """What the partitions of one process share. `produced` is the offset behind the last event that it committed.
+    """What the partitions of one process share. `produced` is the offset behind the last event that it knows of.
 
     `made` tells the journal from copies of it, which have the same id.
     """
@@ -509,17 +509,16 @@ class Partition(SqliteJournal):
                 if read >= _TRIM_EVERY:
                     read = 0
                     await self._in_thread(_trim)
-                self._offsets[name] = messages[-1].offset + 1
-                offsets = dict(self._offsets)
-                applying = asyncio.ensure_future(self._in_thread(lambda m=messages, o=offsets: self._apply(name, m, o)))  # type: ignore[misc]
+                applying = asyncio.ensure_future(self._in_thread(partial(self._apply, name, messages)))
         if applying is not None:
             await applying
         self._offsets[name] = max(self._offsets[name], end)
         if name == "state":  # whoever began to make it whole may have been killed before this
             await self._in_thread(log_of_changes.ready)
 
-    def _apply(self, name: str, messages: Sequence[Message], offsets: dict[str, int]) -> None:
+    def _apply(self, name: str, messages: Sequence[Message]) -> None:
         db = self._connected()
+        upto = messages[-1].offset + 1
         if name == "dead":
             messages = [message for message in messages if self._is_ours(message)]
         try:
@@ -527,7 +526,7 @@ class Partition(SqliteJournal):
                 self._log_of_changes().apply(messages)
                 if db.execute("SELECT 1 FROM temp.sqlite_master WHERE name = 'changed'").fetchone():
                     self._log_of_changes().forget()
-                self._offsets = self._offsets | offsets
+                self._offsets[name] = upto
                 self._store_offsets(db)
         except sqlite3.Error as exc:
             raise self._mapped(exc) from exc
@@ -629,7 +628,8 @@ class Partition(SqliteJournal):
         """The lease of this sink; its events come from the topic of changes, unless they are written with the poll."""
         if any(sink.name == name for sink in self._common.inline):
             lease = await super().sink(name, start="now", keep_seconds=keep_seconds)
-            await lease.pass_over(INLINE_POSITION)
+            if lease.reached < INLINE_POSITION:
+                await self._begin_inline(lease)
         else:
             lease = await super().sink(name, start=start, keep_seconds=keep_seconds)
             if lease.reached >= INLINE_POSITION:
@@ -638,6 +638,18 @@ class Partition(SqliteJournal):
         await self.caught_up()
         self.taken()
         return lease
+
+    async def _begin_inline(self, lease: SqliteSinkLease) -> None:
+        """From now on it is written with the polls; it is said how much it had not taken before."""
+        passed = self.end(self._connected()) - lease.reached
+        if passed > 0:
+            log.warning(
+                "sink is written with the polls from now on",
+                sink=lease.name,
+                positions_passed_over=passed,
+                hint=f"what it had not taken yet: relay replay --sink {lease.name} --since TIME",
+            )
+        await lease.pass_over(INLINE_POSITION)
 
     async def _feed(self) -> None:
         """Begins to feed, from the first event that a sink may need."""
@@ -655,6 +667,7 @@ class Partition(SqliteJournal):
         if self._feeding is not None:
             self._feeding.cancel()
             await asyncio.gather(self._feeding, return_exceptions=True)
+        self._common.produced = max(self._common.produced, await self._common.broker.end(self._topics.changes, 0))
         self._feed_reached = offset
         self._feeding = asyncio.create_task(self._feed_from(offset), name=f"feed partition {self.number}")
         self._feeding.add_done_callback(self._fed_up)
@@ -671,7 +684,7 @@ class Partition(SqliteJournal):
             try:
                 reader = await self._common.broker.reader(self._topics.changes, 0, offset)
             except JournalUnavailable:
-                await self._clock.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             try:
                 first = await reader.begin()
@@ -690,7 +703,7 @@ class Partition(SqliteJournal):
                             self._fed.notify_all()
             except JournalUnavailable as error:
                 log.debug("events could not be read", partition=self.number, error=str(error))
-                await self._clock.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
             except LeaseLost:
                 return
             finally:
