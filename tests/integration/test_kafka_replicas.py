@@ -109,6 +109,18 @@ async def test_a_process_for_which_nothing_is_left_waits_for_nothing(cluster: Fa
         await until(lambda: held(*processes) == [1] * 12)
 
 
+async def test_what_was_just_being_taken_is_let_go_of_as_well(cluster: FakeCluster, tmp_path: Path) -> None:
+    """However far a partition has come when the process stops, its file can be opened again."""
+    for turns in range(30):
+        one = Process(cluster, tmp_path, "a")
+        await one.journal.open()
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        await one.journal.close()
+    async with process(cluster, tmp_path, "a") as a, asyncio.timeout(20):
+        await until(lambda: held(a) == [1] * 12)
+
+
 async def test_the_ledger_goes_with_the_task_and_a_lost_lease_writes_no_more(
     cluster: FakeCluster, tmp_path: Path
 ) -> None:

@@ -7,9 +7,9 @@ process that holds that partition. Nothing is decided here by who believes to ho
 import asyncio
 import fcntl
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
@@ -37,6 +37,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 RETRY_SECONDS: Final = 1.0
+END_SECONDS: Final = 5.0
+"""How long a stop waits for partitions that were just being taken."""
 DEAD_LETTER_MILLISECONDS: Final = 30 * 86_400_000
 _DAY_SECONDS: Final = 86_400
 _LATEST: Final = 200
@@ -90,6 +92,7 @@ class KafkaJournal:
         self._failure: JournalError | None = None
         self._bug: BaseException | None = None
         self._joined = False
+        self._ending: set[asyncio.Task[None]] = set()
         self.fenced = 0
         """How often somebody else had fenced a partition of ours."""
 
@@ -134,6 +137,8 @@ class KafkaJournal:
         self._background.clear()
         self._taking.clear()
         await asyncio.gather(*(self._drop(number) for number in list(self._held)))
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=END_SECONDS)
         await self._bulletin.leave()
         if self._membership is not None:
             await self._membership.leave()
@@ -259,7 +264,7 @@ class KafkaJournal:
             )
             started = self._clock.monotonic()
             try:
-                await partition.open()
+                await self._open_partition(partition)
             except JournalError as error:
                 failures += 1
                 write = log.warning if failures in (1, 10) or failures % 60 == 0 else log.debug
@@ -277,6 +282,28 @@ class KafkaJournal:
             log.info("partition taken", partition=number, seconds=seconds)
             await self._announce()
             return
+
+    async def _open_partition(self, partition: Partition) -> None:
+        """Whoever is cancelled meanwhile leaves nothing behind that would hold the file. Raises JournalError."""
+        opening = asyncio.create_task(partition.open(), name=f"open partition {partition.number}")
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            partition.lose("revoked")
+            self._end(self._abandon(partition, opening))
+            raise
+
+    async def _abandon(self, partition: Partition, opening: "asyncio.Task[None]") -> None:
+        await asyncio.gather(opening, return_exceptions=True)
+        if opening.exception() is None:
+            await partition.close()
+
+    def _end(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Goes on to its end, whoever waits for it."""
+        task = asyncio.create_task(work, name="let go of a partition")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
     async def _watch(self, partition: Partition) -> None:
         """One that is lost while the group says that it is ours is taken again, once the group has confirmed that."""
@@ -307,7 +334,7 @@ class KafkaJournal:
     async def _close_partition(self, number: int) -> None:
         partition = self._held.pop(number, None)
         if partition is not None:
-            await partition.close()
+            await asyncio.shield(self._end(partition.close()))
 
     async def _announce(self) -> None:
         async with self._news:

@@ -500,6 +500,7 @@ class Partition(SqliteJournal):
         applying: asyncio.Future[None] | None = None
         read = 0
         while reader.reached() < end:
+            self.require_held()
             messages = await reader.read(_BATCH)  # while the batch before is applied
             if applying is not None:
                 await applying
