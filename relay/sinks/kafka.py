@@ -31,6 +31,9 @@ from relay.sinks.worker import Worker
 
 PROBE_SECONDS: Final = 12.0
 """A person waits for a probe, its patience is shorter."""
+COMMIT_SECONDS: Final = 2.0
+"""One call of a commit. When its own thread is starved for longer than a call lasts, librdkafka takes what is left of
+that call for the result of the next step; so calls are long, and a closed sink leaves one to itself."""
 _ABORT_SECONDS: Final = 1.0
 _PROBE_KEY: Final = b"-probe"
 """No sink can have this name. Its record is a tombstone, which compaction removes."""
@@ -357,7 +360,7 @@ class _Link:
             return
         producer = self._producer_now()
         try:
-            self._insist("committing", producer.commit_transaction)
+            self._insist("committing", producer.commit_transaction, each_seconds=COMMIT_SECONDS)
         except KafkaException:
             producer.poll(0)
             self._raise_fault()
@@ -397,11 +400,11 @@ class _Link:
             raise Unavailable(text, reason=reason)
         raise Refused(text, positions=positions, reason=reason)
 
-    def _insist(self, doing: str, call: Callable[[float], None]) -> None:
+    def _insist(self, doing: str, call: Callable[[float], None], *, each_seconds: float = SLICE_SECONDS) -> None:
         """Calls again for as long as that is how the outcome is learned."""
         while True:
             try:
-                call(SLICE_SECONDS)
+                call(each_seconds)
             except KafkaException as exc:
                 error = error_of(exc)
                 if not error.retriable():
