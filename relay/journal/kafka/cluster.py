@@ -42,6 +42,7 @@ _READING: Final[Mapping[str, str | int]] = {
 }
 _POLL_SECONDS: Final = 0.1
 _ABORT_SECONDS: Final = 1.0
+_ASK_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 5.0
 _FENCING: Final = frozenset(
     {
@@ -226,19 +227,21 @@ class KafkaBroker:
         return self._topics(watch).partitions(topic)
 
     def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        if self._offsets is None:
-            options = {**self._plan.connection(), **READER, "isolation.level": "read_uncommitted", "logger": log}
-            self._offsets = Consumer(options)
         watch = Watch(self._plan)
         watch.begin()
         while True:
             try:
-                low, high = self._offsets.get_watermark_offsets(TopicPartition(topic, partition), timeout=5.0)
+                return self._asking().get_watermark_offsets(TopicPartition(topic, partition), timeout=_ASK_SECONDS)
             except KafkaException as exc:
+                self._drop_offsets()  # it may go on asking a broker that no longer leads this partition
                 watch.pause(f"looking for the end of {topic}")
                 watch.check(f"looking for the end of {topic}", error_of(exc))
-            else:
-                return low, high
+
+    def _asking(self) -> Consumer:
+        if self._offsets is None:
+            options = {**self._plan.connection(), **READER, "isolation.level": "read_uncommitted", "logger": log}
+            self._offsets = Consumer(options)
+        return self._offsets
 
     def _drop_offsets(self) -> None:
         if self._offsets is not None:

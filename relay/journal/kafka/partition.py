@@ -307,7 +307,11 @@ class Partition(SqliteJournal):
             except sqlite3.Error as exc:
                 raise self._mapped(exc) from exc
 
-        return await super()._in_thread(mapped)
+        try:
+            return await super()._in_thread(mapped)
+        except RuntimeError:
+            self.require_held()  # it was closed while this was on its way
+            raise
 
     # -- Kafka --------------------------------------------------------------------------------------------------
 
