@@ -157,7 +157,7 @@ class Numbering:
 
     def above(self, position: int, offset: int) -> None:
         """From this offset on, positions are above this one."""
-        self.steps = [step for step in self.steps if step[0] < offset] or []
+        self.steps = [step for step in self.steps if step[0] < offset]
         self.steps.append((offset, position + 1 - offset))
 
 
@@ -526,15 +526,12 @@ class Partition(SqliteJournal):
         upto = messages[-1].offset + 1
         if name == "dead":
             messages = [message for message in messages if self._is_ours(message)]
-        try:
-            with transaction(db):
-                self._log_of_changes().apply(messages)
-                if db.execute("SELECT 1 FROM temp.sqlite_master WHERE name = 'changed'").fetchone():
-                    self._log_of_changes().forget()
-                self._offsets[name] = upto
-                self._store_offsets(db)
-        except sqlite3.Error as exc:
-            raise self._mapped(exc) from exc
+        with transaction(db):
+            self._log_of_changes().apply(messages)
+            if db.execute("SELECT 1 FROM temp.sqlite_master WHERE name = 'changed'").fetchone():
+                self._log_of_changes().forget()
+            self._offsets[name] = upto
+            self._store_offsets(db)
 
     def _is_ours(self, message: Message) -> bool:
         _table, component, name, _ident = msgspec.json.decode(message.key)
@@ -744,10 +741,8 @@ class Partition(SqliteJournal):
                     # Here, so that no commit in between says that the cache has them already.
                     self._covered = (before[0] if before is not None else rows[0][0], rows[-1][0])
                     self._store_offsets(db)
-            except BaseException as exc:
+            except BaseException:
                 self._covered = before
-                if isinstance(exc, sqlite3.Error):
-                    raise self._mapped(exc) from exc
                 raise
             self._used, self._used_upto = _used(db), max(self._used_upto, messages[-1].offset + 1)
             return before[1] if before is not None else rows[0][0] - 1
